@@ -1,0 +1,1 @@
+"""The control path: how many replicas each expert group should have."""

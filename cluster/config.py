@@ -1,0 +1,263 @@
+"""Every knob of a deployment: frozen pydantic models, the `args` of the Serve application.
+
+Paths are kept as written; `resolve` makes them absolute against the project root (`EXPERTSCALE_ROOT`, by default the
+checkout). Errors name the key, the value and what is allowed. Knows no Ray and no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cluster.errors import ConfigError
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+TransportName = Literal["stream", "object_store", "auto", "local"]
+GROUP_NAME = re.compile(r"experts-(0|[1-9][0-9]*)")
+POOL_NAME = re.compile(r"[a-z]([a-z0-9]{0,30})")
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=86400)]
+
+
+class Spec(BaseModel):
+    """Base of every part: immutable, and an unknown key is an error rather than a silent default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ResourceSpec(Spec):
+    """What one replica asks of Ray; the names are Ray's own."""
+
+    num_cpus: float = Field(default=0.1, ge=0)
+    num_gpus: float = Field(default=0, ge=0)
+    memory: int | None = Field(default=None, ge=1, description="bytes")
+    accelerator_type: str | None = None
+    label_selector: dict[str, str] = Field(default_factory=dict)
+    resources: dict[str, float] = Field(default_factory=dict)
+
+    def ray_actor_options(self) -> dict[str, Any]:
+        """The `ray_actor_options` of a Serve deployment."""
+        options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+        for name in ("memory", "accelerator_type", "label_selector", "resources"):
+            if value := getattr(self, name):
+                options[name] = value
+        return options
+
+
+class ModelSpec(Spec):
+    """Which checkpoint, under which name, in which arithmetic."""
+
+    path: str
+    name: str | None = Field(
+        default=None, min_length=1, description="what clients call it; by default the folder's name"
+    )
+    dtype: DType = "auto"
+
+    @property
+    def served_name(self) -> str:
+        """The name in `/v1/models`."""
+        return self.name or Path(self.path).name
+
+
+class PlacementSpec(Spec):
+    """Experts to groups: `contiguous` by index, `balanced` from a load file, `explicit` from a placement file."""
+
+    strategy: Literal["contiguous", "balanced", "explicit"] = "contiguous"
+    file: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"strategy": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _file_where_needed(self) -> PlacementSpec:
+        if (self.strategy != "contiguous") != (self.file is not None):
+            need = "needs" if self.file is None else "takes no"
+            raise ValueError(f"strategy {self.strategy!r} {need} `file`")
+        return self
+
+
+class EmulateSpec(Spec):
+    """Answer no faster than a device that computes `rows_per_s` rows of one expert layer a second would."""
+
+    rows_per_s: float = Field(gt=0)
+
+
+class PoolSpec(Spec):
+    """One kind of device on which every group may also run, as deployments `experts-N-POOL`."""
+
+    resources: ResourceSpec = ResourceSpec()
+    emulate: EmulateSpec | None = None
+    replicas: int = Field(default=0, ge=0)
+
+
+class ExpertsSpec(Spec):
+    """The expert groups and how rows reach them.
+
+    replicas: copies of every group in the default pool, or per group by name.
+    wait_s: how long a step waits for a missing group before its requests fail with 503.
+    timeout_s: silence after which one batch of rows is sent to another replica.
+    auto_threshold_bytes: bytes of one layer's hidden states from which `auto` prefers the object store.
+    host: the address expert replicas listen on for other nodes; "node" means the address Ray knows the node by.
+    """
+
+    groups: Positive = 4
+    placement: PlacementSpec = PlacementSpec()
+    transport: TransportName = "stream"
+    replicas: Positive | dict[str, Positive] = 1
+    wait_s: PositiveSeconds = 30
+    timeout_s: PositiveSeconds = 10
+    auto_threshold_bytes: Positive = 1 << 20
+    max_replicas_hard: Positive = 8
+    emulate: EmulateSpec | None = None
+    host: str = Field(default="127.0.0.1", min_length=1)
+    resources: ResourceSpec = ResourceSpec()
+    pools: dict[str, PoolSpec] = Field(default_factory=dict)
+
+    @field_validator("pools")
+    @classmethod
+    def _pool_names(cls, pools: dict[str, PoolSpec]) -> dict[str, PoolSpec]:
+        for name in pools:
+            if not POOL_NAME.fullmatch(name) or name == "default":
+                raise ValueError(f"pool name {name!r}: use lower-case letters and digits, and not 'default'")
+        return pools
+
+    @model_validator(mode="after")
+    def _replicas_name_groups(self) -> ExpertsSpec:
+        if isinstance(self.replicas, dict):
+            for name in self.replicas:
+                if name not in self.group_names:
+                    raise ValueError(
+                        f"`replicas` names {name!r}, but the groups are experts-0 to experts-{self.groups - 1}"
+                    )
+        counts = self.replicas.values() if isinstance(self.replicas, dict) else [self.replicas]
+        if max(counts, default=1) > self.max_replicas_hard:
+            raise ValueError(f"`replicas` asks for more than max_replicas_hard ({self.max_replicas_hard})")
+        return self
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """`experts-0` ... in order of group index."""
+        return tuple(f"experts-{index}" for index in range(self.groups))
+
+    def replicas_of(self, group: str) -> int:
+        """Copies of `group` in the default pool."""
+        return self.replicas.get(group, 1) if isinstance(self.replicas, dict) else self.replicas
+
+
+class RouterSpec(Spec):
+    """The routers and their engines.
+
+    max_batch_tokens: tokens of one step, prefill chunks included. max_sequences: sequences in one step.
+    kv_tokens: tokens the KV pool of one router holds. max_queued_requests: waiting beyond that is answered 429.
+    batch_invariant: a row's result does not depend on what else is in the batch, bit for bit, at a cost in speed.
+    """
+
+    replicas: Positive = 1
+    max_batch_tokens: Positive = 512
+    max_sequences: Positive = 64
+    kv_tokens: int = Field(default=32768, ge=16)
+    max_queued_requests: Positive = 256
+    batch_invariant: bool = False
+    resources: ResourceSpec = ResourceSpec()
+
+    @model_validator(mode="after")
+    def _every_sequence_decodes(self) -> RouterSpec:
+        if self.max_batch_tokens < self.max_sequences:
+            raise ValueError(
+                f"max_batch_tokens ({self.max_batch_tokens}) is below max_sequences ({self.max_sequences}): "
+                "each running sequence needs one token a step"
+            )
+        return self
+
+
+class IngressSpec(Spec):
+    """The HTTP front. max_body_bytes: larger request bodies are answered 413."""
+
+    replicas: Positive = 1
+    max_body_bytes: Positive = 4 << 20
+    request_timeout_s: PositiveSeconds = 600
+    resources: ResourceSpec = ResourceSpec()
+
+
+class SecuritySpec(Spec):
+    """Paths of secrets, never secrets: the application's arguments are readable through Serve's API.
+
+    api_keys_file, admin_keys_file: one key a line; without them no key is asked for.
+    cluster_key_file: the key routers and expert replicas prove to each other; made on the first start where missing.
+    """
+
+    api_keys_file: str | None = None
+    admin_keys_file: str | None = None
+    cluster_key_file: str = ".expertscale/cluster.key"
+
+
+class AppConfig(Spec):
+    """The `args` of the Serve application `deployments.app:build`."""
+
+    model: ModelSpec
+    experts: ExpertsSpec = ExpertsSpec()
+    router: RouterSpec = RouterSpec()
+    ingress: IngressSpec = IngressSpec()
+    security: SecuritySpec = SecuritySpec()
+
+
+def project_root() -> Path:
+    """The folder relative paths start from: `EXPERTSCALE_ROOT`, by default the checkout."""
+    return Path(os.environ.get("EXPERTSCALE_ROOT") or Path(__file__).resolve().parent.parent)
+
+
+def resolve(path: str) -> Path:
+    """`path` as an absolute path, relative ones against `project_root()`."""
+    return (project_root() / path).absolute()
+
+
+def parse_args(args: Any) -> AppConfig:
+    """Validate application arguments.
+
+    Raises:
+        ConfigError: one sentence per error, joined by newlines.
+    """
+    try:
+        return AppConfig.model_validate(args)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentences(error))) from None
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"]) or "args"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown key; allowed here: {', '.join(_allowed(item['loc']))}.")
+        elif item["type"] == "missing":
+            lines.append(f"{key}: missing, and it has no default.")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            shown = "" if isinstance(item["input"], dict) else f" {item['input']!r}"
+            lines.append(f"{key}: the value{shown} is not allowed: {message}.")
+    return lines
+
+
+def _allowed(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are known where an unknown one was found."""
+    model: Any = AppConfig
+    for part in location[:-1]:
+        fields = getattr(model, "model_fields", {})
+        if part not in fields:
+            # One level below a mapping (the pools) the keys are free and the values are PoolSpecs.
+            model = PoolSpec if isinstance(part, str) and model is dict else model
+            continue
+        annotation = fields[part].annotation
+        model = next((kind for kind in _classes(annotation) if hasattr(kind, "model_fields")), dict)
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _classes(annotation: Any) -> list[Any]:
+    return [annotation, *getattr(annotation, "__args__", ())]

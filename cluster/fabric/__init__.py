@@ -1,0 +1,1 @@
+"""How rows travel between routers and expert replicas."""

@@ -1,0 +1,1 @@
+"""The data path: every Serve deployment a request passes through."""

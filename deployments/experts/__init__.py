@@ -1,0 +1,1 @@
+"""One expert group: its weights, its feed-forward networks, its Serve deployment."""

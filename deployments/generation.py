@@ -1,0 +1,83 @@
+"""What the Ingress asks of a Router, and what comes back: plain data, no torch, no HTTP.
+
+One `GenerationRequest` yields, over a streaming Serve handle, `TokenChunk`s until every choice has a finish
+reason, or ends with one exception from `cluster.errors`. Nothing else ever comes back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to turn logits into tokens. Every field was validated by the Ingress; `seed` is always drawn.
+
+    temperature: 0 means greedy. top_k: 0 means off. top_p: 1 means off. min_p: 0 means off.
+    logprobs: None for none, else the number of alternatives (0..20) to report beside the chosen token.
+    stop_token_ids end a choice in addition to the model's end-of-sequence tokens;
+    `ignore_eos` disables the latter only.
+    """
+
+    max_tokens: int
+    seed: int
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One accepted request.
+
+    request_id: unique; cancelling goes by it.
+    tokens: the prompt, at least one id, followed on a resume by the tokens already delivered.
+    prompt_tokens: how many of `tokens` are the client's prompt. Penalties tell prompt and output apart by it, and
+        sampling noise is a function of (seed, choice, position), so a resumed request continues with the same tokens.
+    timeout_s: seconds from acceptance by the router after which the request fails with DeadlineError; None for never.
+    choice: with n == 1, the index of the choice being generated (a resume of one choice of several).
+    """
+
+    request_id: str
+    tokens: tuple[int, ...]
+    sampling: SamplingParams
+    prompt_tokens: int
+    timeout_s: float | None = None
+    choice: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural-log probability of one emitted token under the raw model distribution, and its best alternatives."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenChunk:
+    """One or more tokens of one choice, in order. Several tokens are coalesced when the consumer lags.
+
+    The token that ended a choice with finish_reason "stop" (end of sequence or a stop token id) is included in
+    `tokens` and counted in usage; the Ingress does not show it as text.
+    cached_tokens: prompt tokens whose keys and values were reused, on the first chunk of a choice.
+    """
+
+    choice: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
