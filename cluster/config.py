@@ -8,10 +8,20 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from cluster.errors import ConfigError
 
@@ -20,14 +30,30 @@ TransportName = Literal["stream", "object_store", "auto", "local"]
 GROUP_NAME = re.compile(r"experts-(0|[1-9][0-9]*)")
 POOL_NAME = re.compile(r"[a-z]([a-z0-9]{0,30})")
 
-Positive = Annotated[int, Field(ge=1)]
+HOME_POOL = "default"
+
+# Strict, because YAML's `yes` and `4.5` would otherwise pass as 1 and fail without naming the type.
+Positive = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=86400)]
+
+# The tags keep pydantic from reporting one error for each alternative; they are no part of the key.
+_COUNT, _BY_GROUP = "(count)", "(by group)"
+Replicas = Annotated[
+    Annotated[Positive, Tag(_COUNT)] | Annotated[dict[str, Positive], Tag(_BY_GROUP)],
+    Discriminator(lambda value: _BY_GROUP if isinstance(value, dict) else _COUNT),
+]
+
+
+def deployment_name(group: str, pool: str = HOME_POOL) -> str:
+    """The Serve deployment that runs `group` in `pool`: `experts-0`, or `experts-0-h100` in pool `h100`."""
+    return group if pool == HOME_POOL else f"{group}-{pool}"
 
 
 class Spec(BaseModel):
     """Base of every part: immutable, and an unknown key is an error rather than a silent default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ResourceSpec(Spec):
@@ -35,7 +61,7 @@ class ResourceSpec(Spec):
 
     num_cpus: float = Field(default=0.1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
-    memory: int | None = Field(default=None, ge=1, description="bytes")
+    memory: Positive | None = Field(default=None, description="bytes")
     accelerator_type: str | None = None
     label_selector: dict[str, str] = Field(default_factory=dict)
     resources: dict[str, float] = Field(default_factory=dict)
@@ -52,7 +78,7 @@ class ResourceSpec(Spec):
 class ModelSpec(Spec):
     """Which checkpoint, under which name, in which arithmetic."""
 
-    path: str
+    path: str = Field(min_length=1)
     name: str | None = Field(
         default=None, min_length=1, description="what clients call it; by default the folder's name"
     )
@@ -61,7 +87,7 @@ class ModelSpec(Spec):
     @property
     def served_name(self) -> str:
         """The name in `/v1/models`."""
-        return self.name or Path(self.path).name
+        return self.name or resolve(self.path).name
 
 
 class PlacementSpec(Spec):
@@ -94,7 +120,7 @@ class PoolSpec(Spec):
 
     resources: ResourceSpec = ResourceSpec()
     emulate: EmulateSpec | None = None
-    replicas: int = Field(default=0, ge=0)
+    replicas: Count = 0
 
 
 class ExpertsSpec(Spec):
@@ -110,7 +136,7 @@ class ExpertsSpec(Spec):
     groups: Positive = 4
     placement: PlacementSpec = PlacementSpec()
     transport: TransportName = "stream"
-    replicas: Positive | dict[str, Positive] = 1
+    replicas: Replicas = 1
     wait_s: PositiveSeconds = 30
     timeout_s: PositiveSeconds = 10
     auto_threshold_bytes: Positive = 1 << 20
@@ -124,8 +150,8 @@ class ExpertsSpec(Spec):
     @classmethod
     def _pool_names(cls, pools: dict[str, PoolSpec]) -> dict[str, PoolSpec]:
         for name in pools:
-            if not POOL_NAME.fullmatch(name) or name == "default":
-                raise ValueError(f"pool name {name!r}: use lower-case letters and digits, and not 'default'")
+            if not POOL_NAME.fullmatch(name) or name == HOME_POOL:
+                raise ValueError(f"pool name {name!r}: use lower-case letters and digits, and not {HOME_POOL!r}")
         return pools
 
     @model_validator(mode="after")
@@ -136,9 +162,11 @@ class ExpertsSpec(Spec):
                     raise ValueError(
                         f"`replicas` names {name!r}, but the groups are experts-0 to experts-{self.groups - 1}"
                     )
-        counts = self.replicas.values() if isinstance(self.replicas, dict) else [self.replicas]
-        if max(counts, default=1) > self.max_replicas_hard:
-            raise ValueError(f"`replicas` asks for more than max_replicas_hard ({self.max_replicas_hard})")
+        counts = {"replicas": max(map(self.replicas_of, self.group_names))}
+        counts |= {f"pools.{name}.replicas": pool.replicas for name, pool in self.pools.items()}
+        for key, count in counts.items():
+            if count > self.max_replicas_hard:
+                raise ValueError(f"`{key}` is {count}; allowed: up to max_replicas_hard ({self.max_replicas_hard})")
         return self
 
     @property
@@ -162,7 +190,7 @@ class RouterSpec(Spec):
     replicas: Positive = 1
     max_batch_tokens: Positive = 512
     max_sequences: Positive = 64
-    kv_tokens: int = Field(default=32768, ge=16)
+    kv_tokens: int = Field(default=32768, ge=16, strict=True)
     max_queued_requests: Positive = 256
     batch_invariant: bool = False
     resources: ResourceSpec = ResourceSpec()
@@ -233,31 +261,28 @@ def parse_args(args: Any) -> AppConfig:
 def _sentences(error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"]) or "args"
+        key = ".".join(str(part) for part in item["loc"] if part not in (_COUNT, _BY_GROUP)) or "args"
         if item["type"] == "extra_forbidden":
             lines.append(f"{key}: unknown key; allowed here: {', '.join(_allowed(item['loc']))}.")
         elif item["type"] == "missing":
             lines.append(f"{key}: missing, and it has no default.")
         else:
-            message = item["msg"].removeprefix("Value error, ")
-            shown = "" if isinstance(item["input"], dict) else f" {item['input']!r}"
+            message = item["msg"].removeprefix("Value error, ").split(" or instance of ")[0]
+            shown = "" if isinstance(item["input"], dict) else f" {textwrap.shorten(repr(item['input']), 100)}"
             lines.append(f"{key}: the value{shown} is not allowed: {message}.")
     return lines
 
 
 def _allowed(location: tuple[int | str, ...]) -> list[str]:
     """The keys that are known where an unknown one was found."""
-    model: Any = AppConfig
+    model: type[BaseModel] = AppConfig
     for part in location[:-1]:
-        fields = getattr(model, "model_fields", {})
-        if part not in fields:
-            # One level below a mapping (the pools) the keys are free and the values are PoolSpecs.
-            model = PoolSpec if isinstance(part, str) and model is dict else model
-            continue
-        annotation = fields[part].annotation
-        model = next((kind for kind in _classes(annotation) if hasattr(kind, "model_fields")), dict)
-    return sorted(getattr(model, "model_fields", {}))
+        # The names of pools are free: a part that is no field is such a name, and its keys are those of the value.
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            model = next(kind for kind in _classes(field.annotation) if issubclass(kind, BaseModel))
+    return sorted(model.model_fields)
 
 
-def _classes(annotation: Any) -> list[Any]:
-    return [annotation, *getattr(annotation, "__args__", ())]
+def _classes(annotation: Any) -> list[type]:
+    return [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]

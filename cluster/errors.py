@@ -12,6 +12,8 @@ ExpertScaleError
 ├── OverloadedError          429, come back after `retry_after_s`
 ├── DeadlineError            504, the request's own deadline has passed
 ├── ExpertsUnavailableError  503, no replica of a needed group answered in time
+├── DirectoryUnavailableError  503, the Directory does not answer; it may be restarting
+├── RouterStoppingError      503, this router is going away: another one can take over
 ├── EngineError              500, a step failed; only its requests are affected
 └── FabricError              between router and expert replica; the dispatcher handles it
     ├── FrameError           bytes that are no valid frame
@@ -111,6 +113,22 @@ class ExpertsUnavailableError(ExpertScaleError):
     status = 503
     retryable = True
     kind = "experts_unavailable"
+
+
+class DirectoryUnavailableError(ExpertScaleError):
+    """The Directory does not answer, so nobody can say how the cluster is. Requests do not need it."""
+
+    status = 503
+    retryable = True
+    kind = "directory_unavailable"
+
+
+class RouterStoppingError(ExpertScaleError):
+    """This router is going away. Another one can take the request, or resume it after the tokens delivered."""
+
+    status = 503
+    retryable = True
+    kind = "router_stopping"
 
 
 class EngineError(ExpertScaleError):

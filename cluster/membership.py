@@ -8,7 +8,8 @@ incarnation; replicas fill it again by their heartbeats, and routers keep their 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -21,6 +22,9 @@ class State(StrEnum):
 
 
 _ORDER = {State.JOINING: 0, State.READY: 1, State.DRAINING: 2}
+
+SUSPICIONS = 2
+"""Complaints that, without a heartbeat in between, shorten the time a silent replica is given."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,9 @@ class Replica:
     state: State = State.JOINING
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Epoch:
-    """Version of a view; comparable only within one incarnation."""
+    """Version of a view. n has an order only within one incarnation, incarnations have none."""
 
     incarnation: str
     n: int
@@ -69,7 +73,7 @@ class View:
         """The replicas of `group` that take new rows."""
         return tuple(r for r in self.replicas if r.group == group and r.state is State.READY)
 
-    def missing(self, groups: tuple[str, ...]) -> tuple[str, ...]:
+    def missing(self, groups: Collection[str]) -> tuple[str, ...]:
         """The groups nobody is ready for."""
         present = {r.group for r in self.replicas if r.state is State.READY}
         return tuple(group for group in groups if group not in present)
@@ -82,50 +86,76 @@ class Membership:
     Invariants: an id occurs once; states only move forward; `epoch.n` rises exactly when `view()` changes.
 
     heartbeat_timeout_s: a replica unheard of for longer is gone.
+    suspect_timeout_s: the same for one that routers have complained of since it was last heard.
     """
 
     incarnation: str
     heartbeat_timeout_s: float = 10.0
+    suspect_timeout_s: float = 2.0
     _replicas: dict[str, Replica] = field(default_factory=dict)
     _heard_s: dict[str, float] = field(default_factory=dict)
+    _complaints: dict[str, int] = field(default_factory=dict)
     _gone: set[str] = field(default_factory=set)
     _n: int = 0
 
     def report(self, replica: Replica, now: float) -> bool:
         """A replica says what it is: registration and heartbeat in one, so a restarted Directory fills by itself.
 
-        Returns False where the id has already left; such a replica must stop (ids are never used again).
+        Returns False where the id has already left, or belongs to a replica of something else; such a replica must
+        stop (ids are never used again).
         """
-        if replica.id in self._gone:
-            return False
         known = self._replicas.get(replica.id)
-        if known is not None and _ORDER[replica.state] < _ORDER[known.state]:
-            replica = replace(replica, state=known.state)
-        self._heard_s[replica.id] = now
-        if known != replica:
+        if replica.id in self._gone or (known is not None and _identity(known) != _identity(replica)):
+            return False
+        self._heard_s[replica.id] = max(now, self._heard_s.get(replica.id, now))
+        self._complaints.pop(replica.id, None)
+        # A report with an earlier state was overtaken on its way: all it says is older than what is known.
+        overtaken = known is not None and _ORDER[replica.state] < _ORDER[known.state]
+        if known != replica and not overtaken:
             self._replicas[replica.id] = replica
             self._n += 1
         return True
 
+    def suspect(self, replica_id: str) -> None:
+        """A router cannot reach this replica. Only a hint: the next heartbeat takes it back."""
+        if replica_id in self._replicas:
+            self._complaints[replica_id] = self._complaints.get(replica_id, 0) + 1
+
     def leave(self, replica_id: str) -> None:
-        """The replica is gone, by its own word or because nothing was heard of it. Idempotent."""
+        """The replica is gone by its own word, for good, even where it was never heard of. Idempotent."""
         self._gone.add(replica_id)
-        if self._replicas.pop(replica_id, None) is not None:
-            self._heard_s.pop(replica_id, None)
-            self._n += 1
+        self._remove(replica_id)
 
     def expire(self, now: float) -> list[str]:
-        """Remove every replica unheard of for longer than the timeout; returns their ids.
+        """Remove every replica unheard of for longer than its timeout; returns their ids.
 
         An expired replica may come back (it was slow, not dead): its next report registers it again.
         """
-        late = [rid for rid, heard in self._heard_s.items() if now - heard > self.heartbeat_timeout_s]
+        late = [rid for rid, heard in self._heard_s.items() if now - heard > self._timeout_s(rid)]
         for replica_id in late:
-            self.leave(replica_id)
-            self._gone.discard(replica_id)
+            self._remove(replica_id)
         return late
 
     def view(self) -> View:
         """The current view, replicas in order of id."""
         replicas = tuple(self._replicas[rid] for rid in sorted(self._replicas))
-        return View(Epoch(self.incarnation, self._n), replicas)
+        return View(self.epoch, replicas)
+
+    @property
+    def epoch(self) -> Epoch:
+        """The version of `view()`."""
+        return Epoch(self.incarnation, self._n)
+
+    def _timeout_s(self, replica_id: str) -> float:
+        suspected = self._complaints.get(replica_id, 0) >= SUSPICIONS
+        return min(self.suspect_timeout_s, self.heartbeat_timeout_s) if suspected else self.heartbeat_timeout_s
+
+    def _remove(self, replica_id: str) -> None:
+        self._heard_s.pop(replica_id, None)
+        self._complaints.pop(replica_id, None)
+        if self._replicas.pop(replica_id, None) is not None:
+            self._n += 1
+
+
+def _identity(replica: Replica) -> tuple[str, str, str]:
+    return replica.group, replica.pool, replica.digest

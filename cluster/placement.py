@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,8 @@ Experts = dict[int, tuple[int, ...]]
 class Placement:
     """A partition of all experts: `groups[g][layer]` are the sorted expert ids that group g holds in that layer.
 
-    Invariant: every (layer, expert) of `experts_per_layer` is in exactly one group, and no group is empty.
+    Invariant: every (layer, expert) of `experts_per_layer` is in exactly one group, no group is empty, and a layer in
+    which a group holds nothing is left out of it.
     """
 
     experts_per_layer: Mapping[int, int]
@@ -33,6 +35,9 @@ class Placement:
 
     def __post_init__(self) -> None:
         _check_partition(self.experts_per_layer, self.groups)
+        for index, group in enumerate(self.groups):
+            if any(not ids or list(ids) != sorted(ids) for ids in group.values()):
+                raise PlacementError(f"group experts-{index}: the experts of a layer must be named in ascending order.")
 
     @cached_property
     def owner(self) -> dict[int, tuple[int, ...]]:
@@ -77,14 +82,18 @@ def balanced(experts_per_layer: Mapping[int, int], groups: int, load: Mapping[in
     heaviest expert first, each to the lightest group that still has room. `load[layer][expert]` is in any unit.
 
     Raises:
-        PlacementError: a layer or an expert has no load, or a load is negative.
+        PlacementError: a layer or an expert has no load, or a load is negative or not finite.
     """
     _check_group_count(experts_per_layer, groups)
     chosen: tuple[Experts, ...] = tuple({} for _ in range(groups))
     for layer, count in experts_per_layer.items():
         weights = load.get(layer)
-        if weights is None or len(weights) != count or any(not weight >= 0 for weight in weights):
-            raise PlacementError(f"the load file must give {count} loads of at least 0 for layer {layer}.")
+        if (
+            weights is None
+            or len(weights) != count
+            or not all(math.isfinite(weight) and weight >= 0 for weight in weights)
+        ):
+            raise PlacementError(f"the load file must give {count} finite loads of at least 0 for layer {layer}.")
         for index, ids in enumerate(_pack(weights, groups)):
             chosen[index][layer] = ids
     return Placement(dict(experts_per_layer), chosen)
@@ -116,7 +125,7 @@ def explicit(experts_per_layer: Mapping[int, int], groups: Sequence[Mapping[int,
     """
     return Placement(
         dict(experts_per_layer),
-        tuple({int(layer): tuple(sorted(ids)) for layer, ids in group.items() if ids} for group in groups),
+        tuple({layer: tuple(sorted(ids)) for layer, ids in group.items() if ids} for group in groups),
     )
 
 
@@ -124,7 +133,7 @@ def read_load(path: Path) -> dict[int, list[float]]:
     """Read a load file: `{"layers": [1, 2], "domains": {name: [[load per expert] per layer]}}`, summed."""
     data = _read(path)
     try:
-        layers = [int(layer) for layer in data["layers"]]
+        layers = [_whole(layer) for layer in data["layers"]]
         per_domain = [[[float(x) for x in row] for row in rows] for rows in data["domains"].values()]
         return {
             layer: [sum(column) for column in zip(*(rows[i] for rows in per_domain), strict=True)]
@@ -139,7 +148,7 @@ def read_groups(path: Path) -> list[dict[int, list[int]]]:
     data = _read(path)
     try:
         return [
-            {int(layer): [_expert_id(expert) for expert in ids] for layer, ids in group.items()}
+            {_whole(layer): [_whole(expert) for expert in ids] for layer, ids in group.items()}
             for group in data["groups"]
         ]
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -148,19 +157,25 @@ def read_groups(path: Path) -> list[dict[int, list[int]]]:
         ) from None
 
 
-def _expert_id(value: object) -> int:
+def _whole(value: object) -> int:
+    """`value` where it is a whole number; JSON has strings for keys, so digits count as one."""
+    if isinstance(value, str):
+        return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(value)
     return value
 
 
 def _read(path: Path) -> Any:
+    kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
-        return yaml.safe_load(path.read_text())
+        text = path.read_text(encoding="utf-8")
+        # PyYAML reads JSON too, but takes seconds for the load file of a large model.
+        return json.loads(text) if kind == "JSON" else yaml.safe_load(text)
     except OSError as error:
         raise PlacementError(f"the file {path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise PlacementError(f"the file {path} is not valid YAML.") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise PlacementError(f"the file {path} is not valid {kind}.") from None
 
 
 def _check_group_count(experts_per_layer: Mapping[int, int], groups: int) -> None:

@@ -1,0 +1,38 @@
+# Everything a newcomer types: setup, serve, test, check, bench. Nothing else needs to be installed but Python 3.11 and make.
+
+PYTHON ?= python3.11
+PORT ?= 8000
+CONFIG ?= deployments/configs/demo.yaml
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The one place where threads are set for commands; tests/conftest.py reads the same file for bare pytest runs.
+include threads.env
+export $(shell sed -n 's/^\([A-Z_]*\)=.*/\1/p' threads.env)
+
+# No hub, no telemetry, whatever the machine's own settings say.
+export HF_HUB_OFFLINE := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: setup serve test check format
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml constraints.txt infra/make-venv.sh
+	@PYTHON=$(PYTHON) sh infra/make-venv.sh $(VENV)
+	@touch $@
+
+serve: setup
+	@exec $(BIN)/python -m deployments.launch $(CONFIG) --port $(PORT)
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

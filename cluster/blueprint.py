@@ -1,0 +1,99 @@
+"""What every replica of one deployment must agree on: load plan, placement, arithmetic and the digest over them.
+
+The application builder makes it once and binds it to every replica. Compiling a load plan needs transformers (seconds
+of imports), so plans are kept in `.expertscale/plans`, named after everything they depend on; `check` fills that cache
+before Ray starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cluster.config import AppConfig, PlacementSpec, project_root, resolve
+from cluster.errors import CheckpointError, PlacementError
+from cluster.load_plan import LoadPlan, model_digest
+from cluster.placement import Placement, balanced, contiguous, explicit, read_groups, read_load
+
+WIRE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """One model, cut and named. Crosses to the replicas as plain text and numbers.
+
+    model_path: absolute folder of the checkpoint. digest: 32 bytes; both ends of every connection must have the same.
+    """
+
+    model_path: str
+    plan_json: str
+    placement: Placement
+    digest: bytes
+
+    @cached_property
+    def plan(self) -> LoadPlan:
+        """The load plan, parsed on first use."""
+        return LoadPlan.from_json(self.plan_json)
+
+
+def make_blueprint(config: AppConfig) -> Blueprint:
+    """Compile, or fetch from the cache, everything the replicas of `config` need.
+
+    Raises:
+        CheckpointError, UnsupportedModelError, PlacementError: one sentence each.
+    """
+    folder = resolve(config.model.path)
+    plan_json = _cached_plan(folder, config.model.dtype)
+    plan = LoadPlan.from_json(plan_json)
+    placement = place(plan.experts_per_layer, config.experts.groups, config.experts.placement)
+    digest = model_digest(plan, placement, dtype=plan.dtype, wire_version=WIRE_VERSION)
+    return Blueprint(str(folder), plan_json, placement, digest)
+
+
+def place(experts_per_layer: dict[int, int], groups: int, spec: PlacementSpec) -> Placement:
+    """The placement `spec` asks for."""
+    if spec.strategy == "contiguous" or spec.file is None:
+        return contiguous(experts_per_layer, groups)
+    file = resolve(spec.file)
+    if spec.strategy == "balanced":
+        return balanced(experts_per_layer, groups, read_load(file))
+    listed = read_groups(file)
+    if len(listed) != groups:
+        raise PlacementError(
+            f"experts.groups: {groups} groups, but {spec.file} lists {len(listed)}; the two numbers must be equal."
+        )
+    return explicit(experts_per_layer, listed)
+
+
+def _cached_plan(folder: Path, dtype: str) -> str:
+    """The plan of the checkpoint as JSON, compiled only if no file of the folder has changed since the last time."""
+    key = _stamp(folder, dtype)
+    cached = project_root() / ".expertscale" / "plans" / f"{key}.json"
+    if cached.is_file():
+        return cached.read_text()
+    from cluster.checkpoint import compile_plan  # needs transformers
+
+    text = compile_plan(folder, dtype).to_json()
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    # Two starts may race: write aside and rename, so that nobody reads half a plan.
+    handle, aside = tempfile.mkstemp(dir=cached.parent)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    os.replace(aside, cached)
+    return text
+
+
+def _stamp(folder: Path, dtype: str) -> str:
+    """A name for (files of the folder, dtype, code that compiles), from sizes and times: nothing large is read."""
+    if not folder.is_dir():
+        raise CheckpointError(f"model.path: there is no folder {folder}; give the folder of a Hugging Face checkpoint.")
+    files = sorted(entry for entry in folder.iterdir() if entry.is_file())
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    # A plan is only as good as the code that made it.
+    code = [hashlib.sha256(source.read_bytes()).hexdigest() for source in sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha256(json.dumps([str(folder), dtype, stamps, code]).encode()).hexdigest()[:32]

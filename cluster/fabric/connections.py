@@ -1,0 +1,267 @@
+"""The connections of one expert server: accept, authenticate, read, write, and bound what each may cost.
+
+Used by the server's thread alone. Knows no rows and no references: authenticated frames go to `on_frame`, and
+`on_gone` is told once of every authenticated connection that ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+from cluster.errors import FrameError, HandshakeError
+from cluster.fabric.frame_io import FrameReader, FrameWriter
+from cluster.fabric.frames import HANDSHAKE_LIMITS, Buffer, Frame, Kind, Limits, Status, encode
+from cluster.fabric.handshake import NONCE_BYTES, Identity, ReplicaHandshake, refusal
+from cluster.fabric.sockets import tune
+
+log = logging.getLogger(__name__)
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_REASON_BYTES = 512
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """Bounds on what connections may cost.
+
+    handshake_s: an unauthenticated connection lives no longer. strangers: unauthenticated connections at once; the
+    oldest makes room. stall_s: a peer that takes no bytes, or stops in the middle of a frame, for longer is closed.
+    out_bytes: unsent replies of one connection. waiting_bytes: rows of one connection that wait; beyond that nothing
+    more is read from it. references: unreleased results of one connection. frame: bounds of one frame.
+    """
+
+    handshake_s: float = 5.0
+    strangers: int = 32
+    stall_s: float = 30.0
+    out_bytes: int = 512 << 20
+    waiting_bytes: int = 512 << 20
+    references: int = 4096
+    frame: Limits = field(default_factory=Limits)
+
+
+class Connection:
+    """One router, or a stranger until `handshake` is None. `moved_s`: when bytes last went either way."""
+
+    __slots__ = (
+        "events",
+        "handshake",
+        "moved_s",
+        "open",
+        "reader",
+        "references",
+        "since_s",
+        "sock",
+        "waiting_bytes",
+        "writer",
+    )
+
+    def __init__(self, sock: socket.socket, handshake: ReplicaHandshake, now: float) -> None:
+        self.sock = sock
+        self.handshake: ReplicaHandshake | None = handshake
+        self.reader = FrameReader(HANDSHAKE_LIMITS)
+        self.writer = FrameWriter()
+        self.since_s = self.moved_s = now
+        self.events = _READ
+        self.open = True
+        self.waiting_bytes = 0
+        self.references: dict[int, object] = {}
+
+
+class Connections:
+    """All connections of one server and the selector they wait in."""
+
+    def __init__(
+        self,
+        key: bytes,
+        identity: Identity,
+        limits: ServerLimits,
+        on_frame: Callable[[Connection, Frame], None],
+        on_gone: Callable[[Connection], None],
+    ) -> None:
+        self.routers: set[Connection] = set()
+        self.draining = False
+        self.digest8 = identity.digest[:8]
+        self._key = key
+        self._identity = identity
+        self._limits = limits
+        self._on_frame = on_frame
+        self._on_gone = on_gone
+        self._strangers: dict[Connection, None] = {}  # in order of age
+        self._listeners: list[socket.socket] = []
+        self._selector = selectors.DefaultSelector()
+        self._tick_s = min(1.0, limits.handshake_s / 4, limits.stall_s / 4)
+        self._next_tick_s = 0.0
+
+    def listen(self, listener: socket.socket) -> None:
+        """Accept connections from a non-blocking listener."""
+        self._listeners.append(listener)
+        self._selector.register(listener, _READ, partial(self._accept, listener))
+
+    def watch(self, waker: socket.socket) -> None:
+        """Let another thread end `poll` early by writing to the other end of `waker`."""
+        self._selector.register(waker, _READ, partial(waker.recv, 4096))
+
+    def poll(self, timeout_s: float | None) -> None:
+        """Read and write what is possible now, waiting at most `timeout_s` for something to be."""
+        timeout_s = self._tick_s if timeout_s is None else min(timeout_s, self._tick_s)
+        for key, events in self._selector.select(timeout_s):
+            if type(key.data) is Connection:
+                self._serve(key.data, events)
+            else:
+                key.data()
+        now = time.monotonic()
+        if now >= self._next_tick_s:
+            self._next_tick_s = now + self._tick_s
+            self._close_overdue(now)
+
+    def send(self, connection: Connection, buffers: list[Buffer]) -> None:
+        """Send one frame, or queue what the socket does not take; a connection that cannot be sent to is closed."""
+        if not connection.open:
+            return
+        if not connection.writer.pending_bytes:
+            connection.moved_s = time.monotonic()
+        try:
+            connection.writer.send(connection.sock, buffers)
+        except OSError:
+            self.close(connection)
+            return
+        if connection.writer.pending_bytes > self._limits.out_bytes:
+            log.warning("closing a connection that does not read its replies")
+            self.close(connection)
+        elif connection.writer.pending_bytes or connection.events != _READ:
+            self.update_events(connection)
+
+    def fail(self, connection: Connection, reason: str) -> None:
+        """Close a connection with a stated reason, as far as its socket takes it now."""
+        if not connection.open:
+            return
+        log.warning("closing a connection: %s", reason)
+        if connection.handshake is None:
+            body = reason.encode()[:_REASON_BYTES]
+            buffers = encode(Kind.ERROR, digest8=self.digest8, status=Status.CLOSING, body=body)
+        else:
+            buffers = refusal(reason)
+        with suppress(OSError):
+            connection.writer.send(connection.sock, buffers)
+        self.close(connection)
+
+    def close(self, connection: Connection) -> None:
+        """Close one connection. Idempotent."""
+        if not connection.open:
+            return
+        connection.open = False
+        if connection.events:
+            self._selector.unregister(connection.sock)
+        connection.sock.close()
+        self._strangers.pop(connection, None)
+        if connection in self.routers:
+            self.routers.discard(connection)
+            self._on_gone(connection)
+
+    def update_events(self, connection: Connection) -> None:
+        """Wait for what the connection can make use of: nothing is read from one with too many waiting rows."""
+        reads = _READ if connection.waiting_bytes <= self._limits.waiting_bytes else 0
+        events = reads | (_WRITE if connection.writer.pending_bytes else 0)
+        if not connection.open or events == connection.events:
+            return
+        if not events:
+            self._selector.unregister(connection.sock)
+        elif not connection.events:
+            self._selector.register(connection.sock, events, connection)
+        else:
+            self._selector.modify(connection.sock, events, connection)
+        connection.events = events
+
+    def drain(self) -> None:
+        """Stop accepting and tell every router to send elsewhere. Connections stay open."""
+        self.draining = True
+        self._close_listeners()
+        for connection in list(self.routers):
+            self.send(connection, encode(Kind.GOAWAY, digest8=self.digest8))
+
+    @property
+    def flushed(self) -> bool:
+        """Whether nothing is left to send and no result is held for a router."""
+        return not any(c.writer.pending_bytes or c.references for c in self.routers)
+
+    def close_all(self) -> None:
+        """Close listeners and connections."""
+        self._close_listeners()
+        for connection in [*self.routers, *self._strangers]:
+            self.close(connection)
+        self._selector.close()
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            self._selector.unregister(listener)
+            listener.close()
+        self._listeners.clear()
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            return
+        sock.setblocking(False)
+        tune(sock)
+        if len(self._strangers) >= self._limits.strangers:
+            self.fail(next(iter(self._strangers)), "too many connections that have not proved the cluster key.")
+        handshake = ReplicaHandshake(self._key, self._identity, secrets.token_bytes(NONCE_BYTES))
+        connection = Connection(sock, handshake, time.monotonic())
+        self._strangers[connection] = None
+        self._selector.register(sock, _READ, connection)
+
+    def _serve(self, connection: Connection, events: int) -> None:
+        if not connection.open:
+            return
+        try:
+            if events & _WRITE:
+                connection.writer.flush(connection.sock)
+                connection.moved_s = time.monotonic()
+                self.update_events(connection)
+            if events & _READ:
+                for frame in connection.reader.receive(connection.sock):
+                    if connection.handshake is None:
+                        self._on_frame(connection, frame)
+                    else:
+                        self._greet(connection, connection.handshake, frame)
+                if connection.reader.partial:
+                    connection.moved_s = time.monotonic()
+        except BlockingIOError:
+            return
+        except (FrameError, HandshakeError) as error:
+            self.fail(connection, str(error))
+        except OSError:
+            self.close(connection)
+        except Exception:
+            log.exception("closing a connection after an error of this server")
+            self.fail(connection, "internal error of the replica.")
+
+    def _greet(self, connection: Connection, handshake: ReplicaHandshake, frame: Frame) -> None:
+        reply = handshake.answer(frame)
+        if handshake.done:
+            connection.handshake = None
+            connection.reader.limits = self._limits.frame
+            connection.reader.digest8 = self.digest8
+            del self._strangers[connection]
+            self.routers.add(connection)
+        self.send(connection, reply)
+        if handshake.done and self.draining:
+            self.send(connection, encode(Kind.GOAWAY, digest8=self.digest8))
+
+    def _close_overdue(self, now: float) -> None:
+        """Close strangers that took too long and routers that stopped half-way."""
+        for connection in list(self._strangers):
+            if now - connection.since_s > self._limits.handshake_s:
+                self.fail(connection, f"the handshake took longer than {self._limits.handshake_s:g} s.")
+        for connection in list(self.routers):
+            half_way = connection.writer.pending_bytes or (connection.reader.partial and connection.events & _READ)
+            if half_way and now - connection.moved_s > self._limits.stall_s:
+                self.fail(connection, f"no progress for {self._limits.stall_s:g} s.")

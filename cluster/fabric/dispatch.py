@@ -1,0 +1,165 @@
+"""The router's side of a MoE layer: scatter rows over replicas, gather their results, combine them per token.
+
+`Dispatcher` joins the parts: `packing` sorts and sums, `peers` knows the replicas, `scatter` sends and sends again,
+a `Transport` carries. Knows no wire format and no directory; the directory's `View` is handed in.
+Dimension letters: T tokens, K experts per token, H hidden, R rows (R == T * K).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from cluster.fabric.auto import transport_bytes
+from cluster.fabric.packing import LayerTable, Packed, RowBuffer, combine
+from cluster.fabric.peers import Peers
+from cluster.fabric.scatter import Environment, News, Scatter
+from cluster.fabric.transport import Transport
+from cluster.membership import Epoch, View
+from cluster.placement import Placement
+
+
+@dataclass(slots=True)
+class GroupTraffic:
+    """Totals of one group.
+
+    wait_s: from the scatter to the group's last row. critical_s: the part of it spent waiting for this group alone,
+    after all other groups had answered.
+    """
+
+    rows: int = 0
+    wait_s: float = 0.0
+    critical_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class ReplicaTraffic:
+    """One replica as this router sees it. reason: why its last batch failed, "" if it did not."""
+
+    group: str
+    rows: int
+    speed_rows_per_s: float
+    hop_s: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class DispatchStats:
+    """Totals since the start.
+
+    scatters: layers computed. resends: batches that had to be sent again. replicas: those in the present view, by id.
+    transport_bytes: both directions, by name of transport.
+    """
+
+    scatters: int
+    resends: int
+    groups: dict[str, GroupTraffic]
+    replicas: dict[str, ReplicaTraffic]
+    transport_bytes: dict[str, int]
+
+
+class Dispatcher:
+    """One per router. `scatter_gather` belongs to one thread; `update` and `stats` may be called from any."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        transport: Transport,
+        *,
+        wait_s: float,
+        timeout_s: float,
+        on_lost: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        news: News | None = None,
+    ) -> None:
+        """
+        wait_s: how long after their first failure rows wait for a replica.
+        timeout_s: silence after which rows are sent to another replica.
+        on_lost: told the id of a replica that broke or fell silent, in the dispatching thread; must not raise.
+        clock, news: time and the wake-up by `update`, for tests.
+        """
+        self._names = tuple(f"experts-{index}" for index in range(len(placement.groups)))
+        self._tables = {layer: LayerTable(owner) for layer, owner in placement.owner.items()}
+        self._transport = transport
+        self._peers = Peers()
+        self._buffer = RowBuffer()
+        self._news: News = news or threading.Event()
+        self._clock = clock
+        self._environment = Environment(
+            names=self._names,
+            transport=transport,
+            peers=self._peers,
+            wait_s=wait_s,
+            timeout_s=timeout_s,
+            on_lost=on_lost or _ignore,
+            clock=clock,
+            news=self._news,
+            refresh=self._refresh,
+        )
+        self._traffic = {name: GroupTraffic() for name in self._names}
+        self._scatters = self._resends = 0
+        self._view = View(Epoch("", 0))
+
+    def update(self, view: View) -> None:
+        """Take over what the directory says, from the next scatter on; wakes one that waits for a replica."""
+        self._view = view
+        self._news.set()
+
+    def scatter_gather(self, layer: int, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        """The output of the routed experts of `layer`: [T, H] in the dtype and on the device of `hidden` [T, H].
+
+        index: integers [T, K], the experts of each token. weight: [T, K], in the dtype in which to weight.
+
+        Raises:
+            ExpertsUnavailableError: a group had no usable replica for `wait_s`; names the group and the reasons.
+            EngineError: a replica and then another, or the same again, failed to compute their rows.
+        """
+        packed = self._tables[layer].pack(index.cpu())
+        self._buffer.start(index.numel(), hidden.shape[1], hidden.dtype)
+        self._refresh()
+        scatter = Scatter(self._environment, layer, hidden.cpu(), packed, self._buffer, turn=self._scatters)
+        start_s = self._clock()
+        try:
+            scatter.run()
+        finally:
+            self._scatters += 1
+            self._resends += scatter.resends
+        self._count(packed, scatter.answered, start_s)
+        return combine(self._buffer.rows().to(hidden.device), weight, hidden.dtype)
+
+    def stats(self) -> DispatchStats:
+        """A copy, plain data."""
+        return DispatchStats(
+            scatters=self._scatters,
+            resends=self._resends,
+            groups={name: replace(traffic) for name, traffic in self._traffic.items()},
+            replicas={
+                name: ReplicaTraffic(peer.replica.group, peer.rows, peer.speed_rows_per_s, peer.hop_s, peer.reason)
+                for name, peer in self._peers.by_id.items()
+            },
+            transport_bytes=transport_bytes(self._transport),
+        )
+
+    def _refresh(self) -> None:
+        if self._peers.adopt(self._view):
+            self._transport.retain(self._peers.by_id)
+
+    def _count(self, packed: Packed, answered: list[tuple[int, float]], start_s: float) -> None:
+        """Groups answered in order of time, so the last one was waited for alone after the one before it."""
+        for rows in packed.groups:
+            self._traffic[self._names[rows.group]].rows += rows.stop - rows.start
+        before_s = start_s
+        for position, (group, at_s) in enumerate(answered, start=1):
+            traffic = self._traffic[self._names[group]]
+            traffic.wait_s += at_s - start_s
+            if position == len(answered):
+                traffic.critical_s += at_s - before_s
+            before_s = at_s
+
+
+def _ignore(replica_id: str) -> None:
+    """Nobody wants to know."""

@@ -1,0 +1,252 @@
+"""The wire format: a fixed little-endian header, counts per expert, a payload; every field checked before it is used.
+
+    header (58 bytes) | counts int64 [n_counts] | payload
+
+Knows no socket (`frame_io` reads and writes), no handshake, no replica. Nothing is unpickled; nothing is allocated
+before the header has passed every bound. Own format; fixed header and length-prefixed body as in any RPC framing.
+Dimension letters: R rows, H hidden, E experts of the group in that layer.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cluster.errors import FrameError
+
+WIRE_VERSION = 1
+MAGIC = b"EXSF"
+_PREFIX = MAGIC + bytes([WIRE_VERSION])
+HEADER = struct.Struct("<5sBBB8sQHIIIIIIQ")
+HEADER_BYTES = HEADER.size
+STAGING_BYTES = 64 << 10
+"""Header and counts of any allowed frame fit into this."""
+_MAX_U32 = (1 << 32) - 1
+_NO_DIGEST = bytes(8)
+Buffer = bytes | memoryview
+
+
+class Kind(IntEnum):
+    """What a frame is."""
+
+    HELLO = 1
+    CHALLENGE = 2
+    PROOF = 3
+    WELCOME = 4
+    REFUSED = 5
+    ROWS = 6
+    RESULT = 7
+    ERROR = 8
+    GOAWAY = 9
+    REFERENCE = 10
+    RELEASE = 11
+    PING = 12
+    PONG = 13
+
+
+class Status(IntEnum):
+    """Why an ERROR frame was sent: the batch came late, failed, or lost its rows; or the connection is being closed."""
+
+    OK = 0
+    LATE = 1
+    FAILED = 2
+    LOST = 3
+    CLOSING = 4
+
+
+_KINDS: dict[int, Kind] = {kind.value: kind for kind in Kind}
+_CODES: dict[torch.dtype | None, int] = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+_DTYPES: dict[int, tuple[torch.dtype | None, int]] = {
+    code: (dtype, dtype.itemsize if dtype else 0) for dtype, code in _CODES.items()
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds a header must respect before anything is allocated.
+
+    rows: of one batch. payload_bytes: hidden states of one batch. control_bytes: any other payload. counts: experts of
+    one group in one layer; header and counts must fit the staging buffer. codes: the kinds that are welcome, as plain
+    integers (hashing an enum member runs Python code).
+    """
+
+    rows: int = 1 << 22
+    payload_bytes: int = 256 << 20
+    control_bytes: int = 16 << 20
+    counts: int = 4096
+    codes: frozenset[int] = frozenset(kind.value for kind in Kind)
+
+    def __post_init__(self) -> None:
+        if HEADER_BYTES + 8 * self.counts > STAGING_BYTES:
+            raise FrameError(f"limit of {self.counts} counts: allowed are {(STAGING_BYTES - HEADER_BYTES) // 8}.")
+
+
+HANDSHAKE_LIMITS = Limits(
+    rows=0,
+    payload_bytes=0,
+    control_bytes=1024,
+    counts=0,
+    codes=frozenset(
+        kind.value for kind in (Kind.HELLO, Kind.CHALLENGE, Kind.PROOF, Kind.WELCOME, Kind.REFUSED, Kind.GOAWAY)
+    ),
+)
+"""Before both sides have proved the key: small frames of the handshake, and a GOAWAY right behind WELCOME."""
+
+
+@dataclass(slots=True)
+class Frame:
+    """One frame as received. `tensor` [R, H] for ROWS and RESULT, `data` for every other kind; `counts` int64 [E]."""
+
+    kind: Kind
+    sequence: int = 0
+    status: int = 0
+    layer: int = 0
+    rows: int = 0
+    hidden: int = 0
+    dtype: torch.dtype | None = None
+    deadline_ms: int = 0
+    queue_rows: int = 0
+    compute_us: int = 0
+    counts: Tensor | None = None
+    tensor: Tensor | None = None
+    data: bytes | bytearray = field(default=b"")
+
+
+def encode(
+    kind: Kind,
+    sequence: int = 0,
+    *,
+    digest8: bytes = _NO_DIGEST,
+    status: int = 0,
+    layer: int = 0,
+    rows: int = 0,
+    hidden: int = 0,
+    dtype: torch.dtype | None = None,
+    deadline_ms: int = 0,
+    queue_rows: int = 0,
+    compute_us: int = 0,
+    counts: Tensor | None = None,
+    body: Tensor | bytes = b"",
+) -> list[Buffer]:
+    """The buffers of one frame for `sendmsg`. A tensor body (contiguous, on the CPU) is referred to, not copied, and
+    must not change until the frame is sent; its shape [R, H] and dtype fill the header. `counts` is int64 [E].
+
+    Raises:
+        FrameError: a field does not fit its place in the header, or the body has an unknown dtype.
+    """
+    if isinstance(body, Tensor):
+        rows, hidden = body.shape
+        dtype = body.dtype
+        payload: Buffer = tensor_bytes(body)
+    else:
+        payload = body
+    n_counts = 0 if counts is None else counts.shape[0]
+    try:
+        header = HEADER.pack(
+            _PREFIX,
+            kind,
+            _CODES[dtype],
+            status,
+            digest8,
+            sequence,
+            layer,
+            rows,
+            hidden,
+            deadline_ms if deadline_ms < _MAX_U32 else _MAX_U32,
+            queue_rows,
+            compute_us if compute_us < _MAX_U32 else _MAX_U32,
+            n_counts,
+            len(payload),
+        )
+    except (struct.error, KeyError) as error:
+        raise FrameError(f"a {kind.name} frame cannot be written: {error}.") from None
+    if counts is not None:
+        header += counts.numpy().tobytes()
+    return [header, payload] if len(payload) else [header]
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous, non-empty CPU tensor of any dtype, not copied."""
+    # numpy knows no bfloat16.
+    array = (tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return array.data.cast("B")
+
+
+def check_header(fields: tuple[Any, ...], limits: Limits, digest8: bytes | None) -> tuple[Frame, int, int]:
+    """(frame without counts and payload, number of counts, payload bytes) of an unpacked header.
+
+    digest8: what the frame must carry; None accepts any.
+
+    Raises:
+        FrameError: the first field that is out of bounds.
+    """
+    prefix, code, dtype_code, status, digest, sequence, layer, rows, hidden, *numbers = fields
+    deadline_ms, queue_rows, compute_us, n_counts, payload_bytes = numbers
+    if prefix != _PREFIX:
+        if prefix[:4] != MAGIC:
+            raise FrameError("these bytes are no frame of this cluster.")
+        raise FrameError(f"the frame has wire version {prefix[4]}; this side speaks {WIRE_VERSION}.")
+    kind = _KINDS.get(code)
+    if kind is None or code not in limits.codes:
+        raise FrameError(f"a frame of kind {code if kind is None else kind.name} is not expected here.")
+    if digest8 is not None and digest != digest8:
+        raise FrameError(f"the frame is for model digest {digest.hex()}...; this side serves {digest8.hex()}...")
+    if rows > limits.rows:
+        raise FrameError(f"{rows} rows in one frame; at most {limits.rows} are allowed.")
+    if n_counts > limits.counts:
+        raise FrameError(f"{n_counts} counts in one frame; at most {limits.counts} are allowed.")
+    if dtype_code not in _DTYPES:
+        raise FrameError(f"unknown dtype code {dtype_code}.")
+    dtype, item_bytes = _DTYPES[dtype_code]
+    _check_body(kind, rows, hidden, item_bytes, n_counts, payload_bytes, limits)
+    frame = Frame(kind, sequence, status, layer, rows, hidden, dtype, deadline_ms, queue_rows, compute_us)
+    return frame, n_counts, payload_bytes
+
+
+def _check_body(
+    kind: Kind, rows: int, hidden: int, item_bytes: int, n_counts: int, payload_bytes: int, limits: Limits
+) -> None:
+    """What kind and sizes must agree on."""
+    if kind is Kind.ROWS or kind is Kind.RESULT or kind is Kind.REFERENCE:
+        if not (rows and hidden and item_bytes):
+            raise FrameError(f"a {kind.name} frame of {rows} rows of {hidden}, item size {item_bytes}.")
+        if kind is not Kind.REFERENCE:
+            if (n_counts > 0) != (kind is Kind.ROWS):
+                raise FrameError(f"a {kind.name} frame with {n_counts} counts.")
+            if payload_bytes != rows * hidden * item_bytes:
+                raise FrameError(f"{payload_bytes} payload bytes for {rows} rows of {hidden} x {item_bytes} bytes.")
+            if payload_bytes > limits.payload_bytes:
+                raise FrameError(f"{payload_bytes} payload bytes; at most {limits.payload_bytes} are allowed.")
+            return
+    elif rows or hidden or item_bytes or n_counts:
+        raise FrameError(f"a {kind.name} frame holds no rows.")
+    if payload_bytes > limits.control_bytes:
+        raise FrameError(f"{payload_bytes} bytes in a {kind.name} frame; at most {limits.control_bytes} are allowed.")
+
+
+def read_counts(staging: memoryview, start: int, n_counts: int, rows: int) -> Tensor:
+    """int64 [E] from the bytes behind a header.
+
+    Raises:
+        FrameError: a count is negative, or they do not sum to `rows`.
+    """
+    counts = staging[start : start + 8 * n_counts].cast("q")
+    total, smallest = sum(counts), min(counts)
+    if smallest < 0 or total != rows:
+        raise FrameError(f"counts that sum to {total} for {rows} rows, the smallest {smallest}.")
+    return torch.frombuffer(bytearray(counts), dtype=torch.int64)
+
+
+def allocate(frame: Frame, payload_bytes: int) -> memoryview:
+    """Give a checked `frame` the buffer of its payload and return the bytes of it."""
+    if frame.dtype is not None and frame.kind is not Kind.REFERENCE:
+        frame.tensor = torch.empty((frame.rows, frame.hidden), dtype=frame.dtype)
+        return tensor_bytes(frame.tensor)
+    data = bytearray(payload_bytes)
+    frame.data = data
+    return memoryview(data)

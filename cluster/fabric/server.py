@@ -1,0 +1,271 @@
+"""The expert side of the stream: one thread serves all routers and computes in between.
+
+The loop: read what has arrived on every ready connection (`connections`), run one batch (`device`), reply without
+blocking, repeat. With one router this computes in the thread that received: a thread hop costs more than a small FFN.
+Knows no weights (the `compute` it is given does), no Directory (the caller deregisters before `drain`) and no Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+
+from cluster.errors import ConfigError, FrameError
+from cluster.fabric.connections import Connection, Connections, ServerLimits
+from cluster.fabric.device import Compute, Device, Outcome, sentence
+from cluster.fabric.frames import Buffer, Frame, Kind, Status, encode
+from cluster.fabric.handshake import Identity
+from cluster.fabric.sockets import listen_tcp, listen_unix, unlink
+from cluster.fabric.transport import ReferenceCodec
+
+log = logging.getLogger(__name__)
+_MESSAGE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class ServedGroup:
+    """What a server serves. hidden: layer -> width of its rows; experts: layer -> how many experts the group holds."""
+
+    name: str
+    replica_id: str
+    dtype: torch.dtype
+    hidden: Mapping[int, int]
+    experts: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class ServerStats:
+    """Totals since the start (rows, batches, frames, busy_s) and levels now (queue_rows, connections, references)."""
+
+    rows: int
+    batches: int
+    frames: int
+    busy_s: float
+    queue_rows: int
+    connections: int
+    references: int
+
+
+class ExpertServer:
+    """Serves the experts of one group to any number of routers.
+
+    compute: see `device.Compute`; called in the server's thread under `torch.inference_mode`. If it raises, the frames
+    of that batch are answered with the error and the server goes on.
+    digest: the model digest, 32 bytes. key: the cluster key.
+    unix_path: a socket file in a directory of mode 0700. host: where to listen for other nodes. At least one of them.
+    emulate_rows_per_s: see `device`. references: for transports whose rows do not travel in frames.
+
+    Raises:
+        ConfigError: from `start`, when it cannot listen.
+    """
+
+    def __init__(
+        self,
+        compute: Compute,
+        *,
+        shape: ServedGroup,
+        digest: bytes,
+        key: bytes,
+        unix_path: str | None = None,
+        host: str | None = None,
+        emulate_rows_per_s: float | None = None,
+        references: ReferenceCodec | None = None,
+        limits: ServerLimits | None = None,
+    ) -> None:
+        self._shape = shape
+        self._unix_path = unix_path
+        self._host = host
+        self._port = 0
+        self._references = references
+        self._limits = limits or ServerLimits()
+        identity = Identity(digest, shape.name, shape.replica_id)
+        self._connections = Connections(key, identity, self._limits, self._on_frame, self._on_gone)
+        self._device: Device[Connection] = Device(compute, rows_per_s=emulate_rows_per_s, references=references)
+        self._held_references = 0
+        self._stopping = self._drain_asked = False
+        self._drained = threading.Event()
+        self._waker, self._waken = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name=f"fabric-{shape.replica_id}", daemon=True)
+
+    def start(self) -> None:
+        """Listen, and serve in a thread of its own."""
+        if self._unix_path is None and self._host is None:
+            raise ConfigError("an expert server needs a Unix socket path or a host to listen on.")
+        if self._unix_path is not None:
+            self._connections.listen(listen_unix(self._unix_path))
+        if self._host is not None:
+            listener = listen_tcp(self._host)
+            self._port = listener.getsockname()[1]
+            self._connections.listen(listener)
+        self._waken.setblocking(False)
+        self._connections.watch(self._waken)
+        self._thread.start()
+
+    @property
+    def address(self) -> tuple[str, str, int]:
+        """(Unix path or "", host or "", TCP port or 0), as `membership.Address` takes them."""
+        return self._unix_path or "", self._host or "", self._port
+
+    @property
+    def alive(self) -> bool:
+        """Whether the serving thread runs; for health checks."""
+        return self._thread.is_alive()
+
+    def stats(self) -> ServerStats:
+        """Counters now; may be called from any thread."""
+        device = self._device
+        return ServerStats(
+            rows=device.rows,
+            batches=device.batches,
+            frames=device.frames,
+            busy_s=device.busy_s,
+            queue_rows=device.queue_rows,
+            connections=len(self._connections.routers),
+            references=self._held_references,
+        )
+
+    def drain(self, timeout_s: float) -> bool:
+        """Stop accepting, tell routers to send elsewhere, finish and flush what is here; call `close` afterwards.
+
+        Rows already on their way are still served. Returns whether everything was finished within `timeout_s`.
+        """
+        if not self.alive:
+            return True
+        self._drain_asked = True
+        self._wake()
+        return self._drained.wait(timeout_s)
+
+    def close(self) -> None:
+        """Stop at once: open calls of routers end with their connections. Idempotent."""
+        self._stopping = True
+        self._wake()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+        if self._thread.ident is None:
+            self._clean_up()
+
+    def _wake(self) -> None:
+        with suppress(OSError):
+            self._waker.send(b"\0")
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                while not self._stopping:
+                    self._connections.poll(self._device.wait_s(time.monotonic()))
+                    for outcome in self._device.step(time.monotonic()):
+                        self._reply(outcome)
+                    if self._drain_asked:
+                        self._drain()
+        except Exception:
+            log.exception("the expert server stops")
+        finally:
+            self._clean_up()
+
+    def _drain(self) -> None:
+        if not self._connections.draining:
+            self._connections.drain()
+        if self._device.idle and self._connections.flushed:
+            self._drained.set()
+
+    def _clean_up(self) -> None:
+        self._connections.close_all()
+        if self._unix_path is not None:
+            unlink(self._unix_path)
+        self._waker.close()
+        self._waken.close()
+        self._drained.set()
+
+    def _on_frame(self, connection: Connection, frame: Frame) -> None:
+        if frame.kind is Kind.ROWS or frame.kind is Kind.REFERENCE:
+            self._check(frame)
+            connection.waiting_bytes += _cost(frame)
+            self._device.add(connection, frame, time.monotonic())
+            if connection.waiting_bytes > self._limits.waiting_bytes:
+                self._connections.update_events(connection)
+        elif frame.kind is Kind.RELEASE:
+            self._release(connection, frame.sequence)
+        elif frame.kind is Kind.PING:
+            self._connections.send(connection, encode(Kind.PONG, frame.sequence, digest8=self._connections.digest8))
+        else:
+            raise FrameError(f"a {frame.kind.name} frame is not expected from a router.")
+
+    def _check(self, frame: Frame) -> None:
+        """The frame's shape against the group's."""
+        shape = self._shape
+        experts, hidden = shape.experts.get(frame.layer), shape.hidden.get(frame.layer)
+        n_counts = 0 if frame.counts is None else frame.counts.shape[0]
+        if experts is None or hidden is None:
+            raise FrameError(f"{shape.name} holds no experts in layer {frame.layer}.")
+        if n_counts != experts or frame.hidden != hidden or frame.dtype != shape.dtype:
+            raise FrameError(
+                f"layer {frame.layer} of {shape.name} takes {experts} counts and rows of {hidden} x {shape.dtype}, "
+                f"not {n_counts} and {frame.hidden} x {frame.dtype}."
+            )
+
+    def _reply(self, outcome: Outcome[Connection]) -> None:
+        connection = outcome.owner
+        if connection.open:
+            connection.waiting_bytes -= _cost(outcome.frame)
+            self._connections.send(connection, self._answer(connection, outcome))
+
+    def _answer(self, connection: Connection, outcome: Outcome[Connection]) -> list[Buffer]:
+        frame, output = outcome.frame, outcome.output
+        queue_rows, compute_us = self._device.queue_rows, int(outcome.compute_s * 1e6)
+        digest8 = self._connections.digest8
+        if output is not None and frame.kind is Kind.ROWS:
+            return encode(
+                Kind.RESULT, frame.sequence, digest8=digest8, queue_rows=queue_rows, compute_us=compute_us, body=output
+            )
+        status, message = outcome.status, outcome.message
+        if output is not None:
+            try:
+                return encode(
+                    Kind.REFERENCE,
+                    frame.sequence,
+                    digest8=digest8,
+                    rows=frame.rows,
+                    hidden=frame.hidden,
+                    dtype=frame.dtype,
+                    queue_rows=queue_rows,
+                    compute_us=compute_us,
+                    body=self._store(connection, frame.sequence, output),
+                )
+            except Exception as error:
+                status, message = Status.FAILED, sentence(error)
+        body = message.encode()[:_MESSAGE_BYTES]
+        return encode(Kind.ERROR, frame.sequence, digest8=digest8, status=status, queue_rows=queue_rows, body=body)
+
+    def _store(self, connection: Connection, sequence: int, rows: torch.Tensor) -> bytes:
+        """Publish a result and hold it until the router releases it."""
+        if self._references is None:
+            raise FrameError("this replica takes no references.")
+        if len(connection.references) >= self._limits.references:
+            raise FrameError(f"{len(connection.references)} results are unreleased.")
+        token, payload = self._references.store(rows)
+        self._release(connection, sequence)
+        connection.references[sequence] = token
+        self._held_references += 1
+        return payload
+
+    def _release(self, connection: Connection, sequence: int) -> None:
+        if sequence in connection.references and self._references is not None:
+            self._held_references -= 1
+            self._references.release(connection.references.pop(sequence))
+
+    def _on_gone(self, connection: Connection) -> None:
+        self._device.drop(connection)
+        for sequence in list(connection.references):
+            self._release(connection, sequence)
+
+
+def _cost(frame: Frame) -> int:
+    """Bytes a waiting frame holds."""
+    return len(frame.data) if frame.tensor is None else frame.tensor.nbytes

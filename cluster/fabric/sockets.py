@@ -1,0 +1,100 @@
+"""Opening the sockets of the fabric: Unix on one node, TCP between nodes. Knows no frame."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from contextlib import suppress
+
+from cluster.errors import ConfigError
+from cluster.membership import Address
+
+UNIX_PATH_BYTES = 100
+_BACKLOG = 128
+_DEAD_PEER_MS = 10_000
+
+
+def listen_unix(path: str) -> socket.socket:
+    """A listening, non-blocking Unix socket at `path`, in a directory only its owner may enter.
+
+    Raises:
+        ConfigError: the path is longer than 100 bytes, its directory does not have mode 0700, or it cannot be bound.
+    """
+    if len(os.fsencode(path)) > UNIX_PATH_BYTES:
+        raise ConfigError(f"the Unix socket path {path} is longer than {UNIX_PATH_BYTES} bytes.")
+    folder = os.path.dirname(path) or "."
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        mode = stat.S_IMODE(os.stat(folder).st_mode)
+        if mode != 0o700:
+            raise ConfigError(f"the directory {folder} of the Unix socket has mode {mode:04o}; it must be 0700.")
+        listener.bind(path)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"the Unix socket {path} cannot be opened: {error.strerror}.") from None
+    except ConfigError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def listen_tcp(host: str) -> socket.socket:
+    """A listening, non-blocking TCP socket on a free port of `host`.
+
+    Raises:
+        ConfigError: `host` is no address of this machine.
+    """
+    try:
+        family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, 0), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"experts.host: {host!r} cannot be listened on: {error.strerror}.") from None
+    listener.setblocking(False)
+    return listener
+
+
+def connect(address: Address, node_id: str, timeout_s: float) -> socket.socket:
+    """Connect to a replica: by its Unix socket where it is on this node and that exists, else by TCP.
+
+    The socket is returned in blocking mode with `timeout_s`. Raises OSError where nobody answers.
+    """
+    if address.node == node_id and address.unix_path and os.path.exists(address.unix_path):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(address.unix_path)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+    if not address.port:
+        raise ConnectionRefusedError(f"{address.unix_path or address.host} is not reachable from this node")
+    sock = socket.create_connection((address.host, address.port), timeout=timeout_s)
+    tune(sock)
+    return sock
+
+
+def tune(sock: socket.socket) -> None:
+    """TCP only: send small frames at once, and notice a dead node within about ten seconds."""
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_USER_TIMEOUT", _DEAD_PEER_MS),
+        ("TCP_KEEPIDLE", 5),
+        ("TCP_KEEPINTVL", 2),
+        ("TCP_KEEPCNT", 3),
+    ):
+        # Linux names; elsewhere the system's own keep-alive times apply.
+        if option := getattr(socket, name, None):
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def unlink(path: str) -> None:
+    """Remove the socket file if it is still there."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)

@@ -1,0 +1,232 @@
+"""The stream transport: one persistent connection per replica, Unix socket on one node, TCP between nodes.
+
+Sends never block: what a socket does not take is sent while waiting, so two sides with full buffers cannot block each
+other. One selector holds all connections, so any `wait` also learns which other replicas leave. Knows no placement and
+no choice of replicas. `send_reference` and `release` are for `object_store`, which rides on the same connections.
+Dimension letters: T tokens, H hidden, R rows, E experts of the group in that layer.
+"""
+
+from __future__ import annotations
+
+import math
+import selectors
+import time
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from cluster.errors import FabricError, FrameError, ReplicaLostError
+from cluster.fabric.frames import Buffer, Kind, Limits, encode
+from cluster.fabric.links import Link, StreamCall, open_link
+from cluster.fabric.transport import Batch, Call
+from cluster.membership import Replica
+
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class StreamTransport:
+    """See `transport.Transport` for what every method promises.
+
+    key: the cluster key. digest: the model digest, 32 bytes. node_id: this node, as in `Address.node`.
+    connect_timeout_s: for connecting and handshake together; the one thing here that blocks besides `wait`.
+    """
+
+    name = "stream"
+
+    def __init__(
+        self,
+        *,
+        key: bytes,
+        digest: bytes,
+        node_id: str,
+        connect_timeout_s: float = 2.0,
+        limits: Limits | None = None,
+    ) -> None:
+        self._key = key
+        self._digest = digest
+        self._node_id = node_id
+        self._connect_timeout_s = connect_timeout_s
+        self._limits = limits or Limits()
+        self._links: dict[str, Link] = {}
+        self._selector = selectors.DefaultSelector()
+        self._sequence = 0
+        self._arrivals = 0
+        self._closed_sent = self._closed_received = 0
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes handed to sockets so far."""
+        return self._closed_sent + sum(link.writer.sent_bytes for link in tuple(self._links.values()))
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes taken from sockets so far."""
+        return self._closed_received + sum(link.reader.received_bytes for link in tuple(self._links.values()))
+
+    def send(self, replica: Replica, batch: Batch, deadline_s: float) -> StreamCall:
+        """Pack `hidden[index]` and send it to `replica`; see `Transport.send`.
+
+        Raises:
+            FabricError: besides what `Transport` says: the batch is larger than a frame may be.
+        """
+        rows = batch.hidden.index_select(0, batch.index)
+        return self._send(replica, Kind.ROWS, batch.layer, batch.counts, rows, rows.shape, rows.dtype, deadline_s)
+
+    def send_reference(
+        self,
+        replica: Replica,
+        *,
+        layer: int,
+        counts: Tensor,
+        rows: int,
+        hidden: int,
+        dtype: torch.dtype,
+        payload: bytes,
+        deadline_s: float,
+    ) -> StreamCall:
+        """Send what `ReferenceCodec.load` takes there instead of rows [rows, hidden]; `StreamCall.payload()` will be
+        what `ReferenceCodec.store` gave. After reading that, call `release`. Errors as of `send`.
+        """
+        return self._send(replica, Kind.REFERENCE, layer, counts, payload, (rows, hidden), dtype, deadline_s)
+
+    def release(self, call: StreamCall) -> None:
+        """Tell the replica that its reference has been read. Never raises: a lost connection ends its references."""
+        link = self._links.get(call.replica_id)
+        if link is not None and call.kind is Kind.REFERENCE and call.frame is not None:
+            self._push(link, encode(Kind.RELEASE, call.sequence, digest8=self._digest[:8]))
+
+    def wait(self, calls: Collection[Call], timeout_s: float) -> list[Call]:
+        """The calls among `calls` that are done; see `Transport.wait`."""
+        give_up_at = time.monotonic() + timeout_s
+        while True:
+            done = [call for call in calls if call.done]
+            if done:
+                return sorted(done, key=_arrival) if len(done) > 1 else done
+            left_s = give_up_at - time.monotonic()
+            ready = self._selector.select(max(0.0, left_s))
+            for key, events in ready:
+                self._serve(key.data, events)
+            if not ready and left_s <= 0:
+                return []
+
+    def forget(self, call: Call) -> None:
+        """Drop the result when it comes; a reference is released then."""
+        if isinstance(call, StreamCall) and not call.forgotten:
+            call.forgotten = True
+            if call.done:
+                self.release(call)
+
+    def retain(self, replica_ids: Collection[str]) -> None:
+        """Close the connections to all other replicas."""
+        for replica_id in set(self._links).difference(replica_ids):
+            self._lose(self._links[replica_id], "it has left the cluster")
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.retain(())
+
+    def _send(
+        self,
+        replica: Replica,
+        kind: Kind,
+        layer: int,
+        counts: Tensor,
+        body: Tensor | bytes,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        deadline_s: float,
+    ) -> StreamCall:
+        rows, hidden = shape
+        if rows > self._limits.rows or rows * hidden * dtype.itemsize > self._limits.payload_bytes:
+            raise FabricError(f"{rows} rows of {hidden} x {dtype} are more than one frame may hold.")
+        link = self._link(replica)
+        self._sequence += 1
+        call = StreamCall(self._sequence, replica.id, kind, rows, hidden, dtype)
+        buffers = encode(
+            kind,
+            call.sequence,
+            digest8=link.digest8,
+            layer=layer,
+            rows=rows,
+            hidden=hidden,
+            dtype=dtype,
+            deadline_ms=math.ceil(deadline_s * 1000),
+            counts=counts,
+            body=body,
+        )
+        link.calls[call.sequence] = call
+        self._push(link, buffers)
+        if call.error is not None:
+            raise call.error
+        return call
+
+    def _link(self, replica: Replica) -> Link:
+        link = self._links.get(replica.id)
+        if link is None:
+            link = open_link(
+                replica,
+                key=self._key,
+                digest=self._digest,
+                node_id=self._node_id,
+                timeout_s=self._connect_timeout_s,
+                limits=self._limits,
+            )
+            self._links[replica.id] = link
+            self._selector.register(link.sock, _READ, link)
+            link.events = _READ
+        if link.leaving:
+            raise ReplicaLostError(f"{replica.id} is draining.")
+        return link
+
+    def _push(self, link: Link, buffers: list[Buffer]) -> None:
+        try:
+            link.send(buffers)
+        except OSError as error:
+            self._lose(link, str(error))
+            return
+        self._update_events(link)
+
+    def _serve(self, link: Link, events: int) -> None:
+        """Send and read what is possible now."""
+        answered: list[StreamCall] = []
+        try:
+            if events & _WRITE:
+                link.writer.flush(link.sock)
+            if events & _READ:
+                link.receive(answered)
+        except BlockingIOError:
+            pass
+        except (FrameError, OSError) as error:
+            self._lose(link, str(error))
+        for call in answered:
+            self._arrivals += 1
+            call.arrival = self._arrivals
+            if call.forgotten:
+                self.release(call)
+        self._update_events(link)
+
+    def _update_events(self, link: Link) -> None:
+        events = _READ | _WRITE if link.writer.pending_bytes else _READ
+        if events != link.events and self._links.get(link.replica_id) is link:
+            self._selector.modify(link.sock, events, link)
+            link.events = events
+
+    def _lose(self, link: Link, reason: str) -> None:
+        """The connection is over: so are its calls."""
+        if self._links.get(link.replica_id) is not link:
+            return
+        self._closed_sent += link.writer.sent_bytes
+        self._closed_received += link.reader.received_bytes
+        del self._links[link.replica_id]
+        self._selector.unregister(link.sock)
+        link.sock.close()
+        for call in link.calls.values():
+            self._arrivals += 1
+            call.arrival = self._arrivals
+            call.error = ReplicaLostError(f"{link.replica_id} is lost: {reason}.")
+        link.calls.clear()
+
+
+def _arrival(call: Call) -> int:
+    return call.arrival if isinstance(call, StreamCall) else 0

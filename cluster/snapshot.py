@@ -1,0 +1,138 @@
+"""The answers of `/v1/cluster` and `/health`, from what the Directory knows: pure, one dict out.
+
+Knows no HTTP, no Serve and no clock. Numbers nobody has reported yet are null, never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.config import HOME_POOL, ExpertsSpec, deployment_name
+from cluster.membership import Replica, View
+from cluster.placement import Experts, Placement
+from cluster.stats import ReplicaStats, RouterStats
+
+TRANSPORTS = ("stream", "object_store")
+
+
+@dataclass(frozen=True)
+class ClusterFacts:
+    """What a deployment fixes at its start.
+
+    digest: the model digest in hex. experts: group -> layer -> expert ids.
+    configured: group -> deployment -> replicas asked for. emulated_rows_per_s: pool -> speed, emulated pools only.
+    required: the groups without which no request can be answered.
+    """
+
+    model: str
+    digest: str
+    experts: Mapping[str, Experts]
+    configured: Mapping[str, Mapping[str, int]]
+    emulated_rows_per_s: Mapping[str, float]
+    required: tuple[str, ...]
+
+
+def cluster_facts(model: str, digest: str, placement: Placement, spec: ExpertsSpec) -> ClusterFacts:
+    """The facts of one configuration. With the local transport routers hold every expert and no group is deployed."""
+    local = spec.transport == "local"
+    pools = {} if local else {HOME_POOL: None, **{name: pool.replicas for name, pool in spec.pools.items()}}
+    emulated = {HOME_POOL: spec.emulate, **{name: pool.emulate for name, pool in spec.pools.items()}}
+    return ClusterFacts(
+        model=model,
+        digest=digest,
+        experts=dict(zip(spec.group_names, placement.groups, strict=True)),
+        configured={
+            group: {
+                deployment_name(group, pool): spec.replicas_of(group) if count is None else count
+                for pool, count in pools.items()
+            }
+            for group in spec.group_names
+        },
+        emulated_rows_per_s={pool: spec.rows_per_s for pool, spec in emulated.items() if spec is not None},
+        required=() if local else spec.group_names,
+    )
+
+
+def health(facts: ClusterFacts, view: View, routers: Collection[RouterStats]) -> tuple[bool, list[str]]:
+    """Whether requests can be answered, and by name what is missing: a router, or a group with no ready replica.
+
+    Replicas of another model digest (an old version during a rollout) do not count.
+    """
+    ours = View(view.epoch, tuple(replica for replica in view.replicas if replica.digest == facts.digest))
+    missing = [*([] if routers else ["router"]), *ours.missing(facts.required)]
+    return not missing, missing
+
+
+def cluster_snapshot(
+    facts: ClusterFacts,
+    view: View,
+    stats: Mapping[str, ReplicaStats],
+    routers: Sequence[RouterStats],
+    transport_bytes: Mapping[str, int],
+    targets: Mapping[str, int],
+) -> dict[str, Any]:
+    """The body of `/v1/cluster`, ready for JSON.
+
+    stats: replica id -> its last report. transport_bytes: transport -> bytes of all routers, gone ones included.
+    targets: deployment -> replicas Serve is working towards; the configured number stands in for what it lacks.
+    """
+    shares = critical_shares(routers)
+    return {
+        "model": facts.model,
+        "digest": facts.digest,
+        "epoch": {"incarnation": view.epoch.incarnation, "n": view.epoch.n},
+        "transport_bytes": dict.fromkeys(TRANSPORTS, 0) | dict(sorted(transport_bytes.items())),
+        "groups": [
+            {
+                "name": group,
+                "experts": {str(layer): list(ids) for layer, ids in sorted(experts.items())},
+                "target_replicas": sum(targets.get(name, n) for name, n in facts.configured[group].items()),
+                "replicas": [
+                    _replica(facts, replica, stats.get(replica.id), shares.get(group))
+                    for replica in view.replicas
+                    if replica.group == group
+                ],
+            }
+            for group, experts in facts.experts.items()
+        ],
+        "routers": [
+            {
+                "id": router.id,
+                "running": router.running,
+                "waiting": router.waiting,
+                "kv_used_tokens": router.kv_used_tokens,
+            }
+            for router in sorted(routers, key=lambda router: router.id)
+        ],
+        "decisions": [],
+    }
+
+
+def critical_shares(routers: Collection[RouterStats]) -> dict[str, float]:
+    """Group -> mean critical share over the routers that ran steps in their last interval."""
+    seen: dict[str, list[float]] = {}
+    for router in routers:
+        for group, share in router.critical_share.items():
+            seen.setdefault(group, []).append(share)
+    return {group: sum(shares) / len(shares) for group, shares in seen.items()}
+
+
+def _replica(
+    facts: ClusterFacts, replica: Replica, stats: ReplicaStats | None, critical_share: float | None
+) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "id": replica.id,
+        "state": replica.state.value,
+        "pool": replica.pool,
+        "node": replica.address.node,
+        "rows": stats.rows if stats else None,
+        "utilization": round(stats.utilization, 4) if stats else None,
+        "critical_share": None if critical_share is None else round(critical_share, 4),
+        "speed_rows_per_s": round(replica.speed_rows_per_s, 1),
+    }
+    rows_per_s = facts.emulated_rows_per_s.get(replica.pool)
+    if rows_per_s is not None:
+        shown |= {"emulated": True, "emulated_rows_per_s": rows_per_s}
+    return shown

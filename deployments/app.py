@@ -1,0 +1,113 @@
+"""Builds the Serve application; the only file that knows all deployments.
+
+    python -m deployments.app check CONFIG
+
+says in one sentence per error what is wrong with a config file, without starting Ray.
+"""
+
+# No `from __future__ import annotations` here: Serve reads the annotation of `build` to validate its arguments.
+import sys
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+
+from cluster.blueprint import Blueprint, make_blueprint
+from cluster.config import HOME_POOL, AppConfig, PoolSpec, ResourceSpec, deployment_name, resolve
+from cluster.errors import ConfigError
+from cluster.keys import make_key_file
+from deployments import config_file
+from deployments.directory import Directory
+from deployments.experts.deployment import ExpertGroup
+from deployments.ingress.deployment import Ingress
+from deployments.router.deployment import Router
+
+
+def build(args: AppConfig) -> serve.Application:
+    """The Serve application for `args`.
+
+    Raises:
+        ConfigError: what `check` would have said; `serve run` itself would print a traceback and stay up.
+    """
+    blueprint = make_blueprint(args)
+    make_key_file(resolve(args.security.cluster_key_file))
+    directory = _directory(args, blueprint)
+    router = Router.options(  # type: ignore[attr-defined]
+        num_replicas=args.router.replicas,
+        ray_actor_options=args.router.resources.ray_actor_options(),
+        # Serve's bound holds what runs and what the engine queues; the rest waits at the handle, up to its own bound.
+        max_ongoing_requests=2 * args.router.max_sequences,
+        max_queued_requests=args.router.max_queued_requests,
+        graceful_shutdown_timeout_s=args.ingress.request_timeout_s,
+        request_router_config=RequestRouterConfig(request_router_class="deployments.router.affinity:AffinityRouter"),
+    ).bind(args, blueprint, directory)
+    return Ingress.options(  # type: ignore[attr-defined, no-any-return]
+        num_replicas=args.ingress.replicas,
+        ray_actor_options=args.ingress.resources.ray_actor_options(),
+        max_ongoing_requests=4 * args.router.max_queued_requests,
+        graceful_shutdown_timeout_s=args.ingress.request_timeout_s,
+    ).bind(args, blueprint, router, directory, _expert_groups(args, blueprint, directory))
+
+
+def _directory(args: AppConfig, blueprint: Blueprint) -> Any:
+    return Directory.options(  # type: ignore[attr-defined]
+        ray_actor_options=ResourceSpec().ray_actor_options(),
+    ).bind(args.model.served_name, blueprint.digest.hex(), blueprint.placement, args.experts)
+
+
+def _expert_groups(args: AppConfig, blueprint: Blueprint, directory: Any) -> list[DeploymentHandle]:
+    """One deployment per (group, pool); none where the routers hold the experts themselves."""
+    if args.experts.transport == "local":
+        return []
+    bound = []
+    for index, group in enumerate(args.experts.group_names):
+        home = PoolSpec(
+            resources=args.experts.resources, emulate=args.experts.emulate, replicas=args.experts.replicas_of(group)
+        )
+        for pool, spec in {HOME_POOL: home, **args.experts.pools}.items():
+            deployment = ExpertGroup.options(  # type: ignore[attr-defined]
+                name=deployment_name(group, pool),
+                num_replicas=spec.replicas,
+                ray_actor_options=spec.resources.ray_actor_options(),
+                graceful_shutdown_timeout_s=2 * args.experts.timeout_s,
+                graceful_shutdown_wait_loop_s=0.1,
+            )
+            bound.append(deployment.bind(args, blueprint, index, pool, spec.emulate, directory))
+    return bound
+
+
+def check(path: Path) -> list[str]:
+    """Everything wrong with the config file, one sentence each; empty when `serve run` may start."""
+    try:
+        file = config_file.read(path)
+        _check_paths(file.args)
+        make_blueprint(file.args)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _check_paths(args: AppConfig) -> None:
+    for key in ("api_keys_file", "admin_keys_file"):
+        name = getattr(args.security, key)
+        if name is not None and not resolve(name).is_file():
+            raise ConfigError(f"security.{key}: there is no file {name!r}; give a file with one key a line.")
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; returns the exit status."""
+    if len(arguments) != 2 or arguments[0] != "check":
+        print("usage: python -m deployments.app check CONFIG", file=sys.stderr)
+        return 2
+    errors = check(Path(arguments[1]))
+    for line in errors:
+        print(line, file=sys.stderr)
+    if not errors:
+        print(f"{arguments[1]}: ok")
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""Reads the YAML file that `serve run` takes, and derives the one that is really run.
+
+Knows the outer shape of the file (Serve's own schema is checked by Serve's own classes); what `args` mean is
+`cluster.config`'s business.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from cluster.config import AppConfig, parse_args
+from cluster.errors import ConfigError
+
+IMPORT_PATH = "deployments.app:build"
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A parsed file: the raw document, and the validated arguments of its one application."""
+
+    path: Path
+    document: dict[str, Any]
+    args: AppConfig
+
+    def derived(self, port: int) -> str:
+        """The YAML text that is run: HTTP on loopback at `port` unless the file itself names a host."""
+        document = copy.deepcopy(self.document)
+        http = document.setdefault("http_options", {})
+        http.setdefault("host", "127.0.0.1")
+        http["port"] = port
+        return yaml.safe_dump(document, sort_keys=False)
+
+    @property
+    def application(self) -> str:
+        """The name of the Serve application."""
+        return str(self.document["applications"][0].get("name", "default"))
+
+
+def read(path: Path) -> ConfigFile:
+    """Read and validate the file.
+
+    Raises:
+        ConfigError: one sentence per error, joined by newlines.
+    """
+    document = _load(path)
+    applications = document.get("applications")
+    if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
+        raise ConfigError(f"applications: {path} must list exactly one application.")
+    import_path = applications[0].get("import_path")
+    if import_path != IMPORT_PATH:
+        raise ConfigError(f"applications.0.import_path: the value {import_path!r} is not allowed: use {IMPORT_PATH!r}.")
+    args = parse_args(applications[0].get("args") or {})
+    _check_serve_schema(document)
+    return ConfigFile(path, document, args)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"the config file {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where is not None else ""
+        raise ConfigError(f"the config file {path} is not valid YAML{line}.") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"the config file {path} must hold a mapping with the key `applications`.")
+    return document
+
+
+def _check_serve_schema(document: dict[str, Any]) -> None:
+    """Let Serve judge the outer keys: a file it would reject later must not start a cluster first."""
+    from ray.serve.schema import ServeDeploySchema  # two seconds of imports that a wrong `args` need not wait for
+
+    try:
+        ServeDeploySchema.model_validate(copy.deepcopy(document))
+    except ValidationError as error:
+        lines = []
+        for item in error.errors(include_url=False):
+            key = ".".join(str(part) for part in item["loc"])
+            lines.append(f"{key}: the value {item['input']!r} is not allowed: {item['msg']}.")
+        raise ConfigError("\n".join(lines)) from None

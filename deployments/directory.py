@@ -1,0 +1,85 @@
+"""The `Directory` deployment: who holds which experts, where. One replica; it may die and come back empty.
+
+A Serve shell around `DirectoryCore`. Expert replicas report every second and so fill a restarted Directory by
+themselves; routers long-poll `view`. Nothing on the path of a token waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+
+from cluster.config import ExpertsSpec
+from cluster.membership import Epoch, Replica, View
+from cluster.placement import Placement
+from cluster.snapshot import cluster_facts
+from cluster.stats import ReplicaStats, RouterStats
+from deployments.directory_core import DirectoryCore
+
+EXPIRY_PERIOD_S = 0.5
+
+
+# Each router holds one long poll, so far more calls are open than run. Those polls must not hold up a shutdown.
+@serve.deployment(
+    name="Directory",
+    num_replicas=1,
+    max_ongoing_requests=1000,
+    graceful_shutdown_timeout_s=1,
+    graceful_shutdown_wait_loop_s=0.1,
+)
+class Directory:
+    """Membership, long-polled by routers; the source of `/v1/cluster` and `/health`.
+
+    digest: the model digest in hex.
+    """
+
+    def __init__(self, model: str, digest: str, placement: Placement, experts: ExpertsSpec) -> None:
+        facts = cluster_facts(model, digest, placement, experts)
+        self._core = DirectoryCore(facts, incarnation=secrets.token_hex(8), clock=time.monotonic)
+        self._expiry: asyncio.Task[None] | None = None
+
+    async def report(self, replica: Replica, stats: ReplicaStats) -> bool:
+        """Registration and heartbeat of an expert replica; False tells it to stop."""
+        self._ensure_expiry()
+        return await self._core.report(replica, stats)
+
+    async def leave(self, replica_id: str) -> None:
+        """The replica stops and its id is never used again."""
+        await self._core.leave(replica_id)
+
+    async def lost(self, replica_id: str, by: str) -> None:
+        """Router `by` cannot reach the replica."""
+        await self._core.lost(replica_id, by)
+
+    async def view(self, known: Epoch | None, timeout_s: float) -> View:
+        """The current view, at once where it differs from `known`, else on the next change or after `timeout_s`."""
+        self._ensure_expiry()
+        return await self._core.view(known, timeout_s)
+
+    async def report_router(self, stats: RouterStats) -> None:
+        """Heartbeat of a router."""
+        self._ensure_expiry()
+        await self._core.report_router(stats)
+
+    async def snapshot(self, targets: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """The body of `/v1/cluster`."""
+        return self._core.snapshot(targets or {})
+
+    async def health(self) -> tuple[bool, list[str]]:
+        """(ready, what is missing)."""
+        return self._core.health()
+
+    def _ensure_expiry(self) -> None:
+        # Started by the first call, because only then is there a loop that it may belong to.
+        if self._expiry is None or self._expiry.done():
+            self._expiry = asyncio.create_task(self._expire_forever())
+
+    async def _expire_forever(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRY_PERIOD_S)
+            await self._core.expire()

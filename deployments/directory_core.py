@@ -1,0 +1,110 @@
+"""What the Directory keeps and answers: one `Membership`, the last words of every replica and router, long polls.
+
+Knows no Ray. The clock is passed in; nothing here sleeps except a long poll, which waits on its condition. All methods
+belong to one asyncio loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cluster.membership import Epoch, Membership, Replica, View
+from cluster.snapshot import ClusterFacts, cluster_snapshot, health
+from cluster.stats import ReplicaStats, RouterStats
+
+logger = logging.getLogger(__name__)
+
+ROUTER_TIMEOUT_S = 5.0
+"""A router unheard of for longer is not counted any more."""
+
+
+class DirectoryCore:
+    """The Directory without its deployment.
+
+    incarnation: unique to this start; it is half of every epoch. clock: seconds, monotonic.
+    """
+
+    def __init__(self, facts: ClusterFacts, *, incarnation: str, clock: Callable[[], float]) -> None:
+        self._facts = facts
+        self._clock = clock
+        self._membership = Membership(incarnation)
+        self._changed = asyncio.Condition()
+        self._replica_stats: dict[str, ReplicaStats] = {}
+        self._routers: dict[str, tuple[float, RouterStats]] = {}
+        # Kept for routers that are gone, too: the sum over all of them must never fall.
+        self._router_bytes: dict[str, Mapping[str, int]] = {}
+
+    async def report(self, replica: Replica, stats: ReplicaStats) -> bool:
+        """Registration and heartbeat. False tells the replica to stop: its id has left, or is somebody else's."""
+        before = self._membership.epoch
+        taken = self._membership.report(replica, self._clock())
+        if taken:
+            self._replica_stats[replica.id] = stats
+        else:
+            logger.warning("replica %s of %s is refused: its id has left or is taken", replica.id, replica.group)
+        await self._announce(before)
+        return taken
+
+    async def leave(self, replica_id: str) -> None:
+        """The replica stops, by its own word. Idempotent."""
+        before = self._membership.epoch
+        self._membership.leave(replica_id)
+        self._replica_stats.pop(replica_id, None)
+        await self._announce(before)
+
+    async def lost(self, replica_id: str, by: str) -> None:
+        """Router `by` cannot reach the replica: a hint that counts only while no heartbeat comes."""
+        logger.warning("router %s cannot reach replica %s", by, replica_id)
+        self._membership.suspect(replica_id)
+        await self.expire()
+
+    async def expire(self) -> None:
+        """Remove replicas and routers that have been silent too long. To be called about twice a second."""
+        before, now = self._membership.epoch, self._clock()
+        for replica_id in self._membership.expire(now):
+            logger.warning("replica %s has been silent too long and is taken out", replica_id)
+            self._replica_stats.pop(replica_id, None)
+        for router_id in [rid for rid, (heard, _) in self._routers.items() if now - heard > ROUTER_TIMEOUT_S]:
+            logger.warning("router %s has been silent too long", router_id)
+            del self._routers[router_id]
+        await self._announce(before)
+
+    async def view(self, known: Epoch | None, timeout_s: float) -> View:
+        """The current view: at once where its epoch is not `known`, else when it changes or `timeout_s` has passed."""
+        async with self._changed:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._changed.wait_for(lambda: self._membership.epoch != known)
+            except TimeoutError:
+                pass
+            return self._membership.view()
+
+    async def report_router(self, stats: RouterStats) -> None:
+        """The heartbeat of a router."""
+        self._routers[stats.id] = (self._clock(), stats)
+        self._router_bytes[stats.id] = stats.transport_bytes
+
+    def snapshot(self, targets: Mapping[str, int]) -> dict[str, Any]:
+        """The body of `/v1/cluster`; `targets` maps deployments to the replicas Serve works towards."""
+        transport_bytes: Counter[str] = Counter()
+        for per_router in self._router_bytes.values():
+            transport_bytes.update(per_router)
+        return cluster_snapshot(
+            self._facts, self._membership.view(), self._replica_stats, self._live_routers(), transport_bytes, targets
+        )
+
+    def health(self) -> tuple[bool, list[str]]:
+        """Whether requests can be answered, and what is missing."""
+        return health(self._facts, self._membership.view(), self._live_routers())
+
+    def _live_routers(self) -> list[RouterStats]:
+        return [stats for _, stats in self._routers.values()]
+
+    async def _announce(self, before: Epoch) -> None:
+        if self._membership.epoch != before:
+            async with self._changed:
+                self._changed.notify_all()

@@ -1,0 +1,114 @@
+"""The `experts-N` deployments: one Serve replica is one copy of an expert group. A shell around `ExpertReplica`.
+
+Rows do not come through Serve: routers connect to the replica's own server, which it announces in the Directory. So
+load and drain are reported from here. Knows no arithmetic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from cluster.blueprint import Blueprint
+from cluster.config import HOME_POOL, AppConfig, EmulateSpec, resolve
+from cluster.keys import read_key_file
+from cluster.membership import State
+from cluster.stats import ReplicaStats
+from deployments.directory_client import Registration
+from deployments.node import device_of, listen_host, node_id
+
+logger = logging.getLogger(__name__)
+
+
+@serve.deployment(name="experts")
+class ExpertGroup:
+    """Loads its experts, serves their rows, reports to the Directory, and drains before it goes."""
+
+    async def __init__(
+        self,
+        args: AppConfig,
+        blueprint: Blueprint,
+        index: int,
+        pool: str,
+        emulate: EmulateSpec | None,
+        directory: DeploymentHandle,
+    ) -> None:
+        # torch takes two seconds to import: only replicas pay for it, not the process that builds the application.
+        from cluster.fabric.ray_references import RayReferences
+        from cluster.fabric.store_codec import StoreCodec
+        from deployments.experts.replica import ExpertReplica
+
+        self._timeout_s = args.experts.timeout_s
+        resources = args.experts.resources if pool == HOME_POOL else args.experts.pools[pool].resources
+        context = serve.get_replica_context()
+        self._replica = await asyncio.to_thread(
+            ExpertReplica,
+            blueprint,
+            args.experts,
+            index,
+            replica_id=f"{context.deployment}#{context.replica_id.unique_id}",
+            key=read_key_file(resolve(args.security.cluster_key_file)),
+            node=node_id(),
+            pool=pool,
+            emulate_rows_per_s=emulate.rows_per_s if emulate else None,
+            device=device_of(resources),
+            host=listen_host(args.experts.host),
+            batch_invariant=args.router.batch_invariant,
+            references=StoreCodec(RayReferences()) if args.experts.transport in ("object_store", "auto") else None,
+        )
+        self._meter = _Meter()
+        self._refused = False
+        self._registration = Registration(
+            directory, self._replica.record(State.READY), self._stats, on_refused=self._on_refused
+        )
+        self._registration.start()
+        logger.info("%s", self._replica)
+        if emulate:
+            logger.warning("emulated device: answers no faster than %g rows per second", emulate.rows_per_s)
+
+    def check_health(self) -> None:
+        """Serve's health check: the server thread runs, and the Directory has not refused this replica."""
+        if not self._replica.server.alive:
+            raise RuntimeError("the fabric server of this replica has stopped")
+        if self._refused:
+            raise RuntimeError("the directory has refused this replica")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Load for the autoscaler: totals of rows and busy seconds, and the rows that wait now."""
+        stats = self._replica.server.stats()
+        return {"rows": float(stats.rows), "busy_s": stats.busy_s, "queue_rows": float(stats.queue_rows)}
+
+    async def __del__(self) -> None:
+        """Serve's call on shutdown, possibly more than once: deregister, say GOAWAY, finish and flush, then stop."""
+        if not hasattr(self, "_registration"):
+            return  # the constructor failed; there is nothing to take down
+        await self._registration.update(self._replica.record(State.DRAINING))
+        await asyncio.to_thread(self._replica.drain, self._timeout_s)
+        await self._registration.leave()
+        await asyncio.to_thread(self._replica.close)
+
+    def _stats(self) -> ReplicaStats:
+        stats = self._replica.server.stats()
+        return ReplicaStats(
+            rows=stats.rows, utilization=self._meter.share(stats.busy_s), queue_rows=stats.queue_rows
+        )
+
+    def _on_refused(self) -> None:
+        self._refused = True
+
+
+class _Meter:
+    """Turns a total of busy seconds into the busy share of the time since the last reading."""
+
+    def __init__(self) -> None:
+        self._read_at, self._busy_s = time.monotonic(), 0.0
+
+    def share(self, busy_s: float) -> float:
+        now = time.monotonic()
+        elapsed, worked = max(now - self._read_at, 1e-3), busy_s - self._busy_s
+        self._read_at, self._busy_s = now, busy_s
+        return min(1.0, max(0.0, worked / elapsed))

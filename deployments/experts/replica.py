@@ -1,0 +1,128 @@
+"""One copy of an expert group at work: weights in memory, speed measured, server answering. Without Ray.
+
+Knows no Serve and no directory; `deployment.py` wraps it for Serve, tests and benchmarks run it in plain processes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cluster.blueprint import Blueprint
+from cluster.config import ExpertsSpec
+from cluster.errors import ConfigError
+from cluster.fabric.server import ExpertServer, ServedGroup
+from cluster.fabric.transport import ReferenceCodec
+from cluster.membership import Address, Replica, State
+from deployments.experts.ffn import expert_ffn
+from deployments.experts.weights import GroupWeights, ProgressBar, load_group
+
+WARM_UP_ROWS = 64
+MEASURE_S = 0.05
+
+
+class ExpertReplica:
+    """Loads one group of `blueprint` and serves it until `close`.
+
+    replica_id: never used twice. node: name of the machine, the same for everything that can share Unix sockets.
+    references: how rows come by the object store, where that is possible.
+    """
+
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        spec: ExpertsSpec,
+        index: int,
+        *,
+        replica_id: str,
+        key: bytes,
+        node: str,
+        pool: str = "default",
+        emulate_rows_per_s: float | None = None,
+        device: str = "cpu",
+        host: str | None = "127.0.0.1",
+        batch_invariant: bool = False,
+        references: ReferenceCodec | None = None,
+    ) -> None:
+        self.group = spec.group_names[index]
+        self._device = torch.device(device)
+        self._batch_invariant = batch_invariant
+        plan = blueprint.plan
+        dtype: torch.dtype = getattr(torch, plan.dtype)
+        self.weights: GroupWeights = load_group(
+            plan,
+            Path(blueprint.model_path),
+            blueprint.placement.groups[index],
+            dtype=dtype,
+            device=self._device,
+            progress=ProgressBar(f"{self.group}: loading experts"),
+        )
+        self.speed_rows_per_s = emulate_rows_per_s or self._measure_speed()
+        # A socket file of its own in a folder only this user can enter; short, because the kernel allows 108 bytes.
+        self._folder = tempfile.TemporaryDirectory(prefix="xs-")
+        self.server = ExpertServer(
+            self.compute,
+            shape=ServedGroup(
+                name=self.group,
+                replica_id=replica_id,
+                dtype=dtype,
+                hidden={layer: plan.layers[layer].hidden for layer in self.weights.layers},
+                experts={layer: len(held.expert_ids) for layer, held in self.weights.layers.items()},
+            ),
+            digest=blueprint.digest,
+            key=key,
+            unix_path=os.path.join(self._folder.name, "s"),
+            host=host,
+            emulate_rows_per_s=emulate_rows_per_s,
+            references=references,
+        )
+        self.server.start()
+        unix_path, tcp_host, port = self.server.address
+        self._record = Replica(
+            id=replica_id,
+            group=self.group,
+            pool=pool,
+            address=Address(node=node, unix_path=unix_path or "", host=tcp_host or "", port=port or 0),
+            digest=blueprint.digest.hex(),
+            speed_rows_per_s=self.speed_rows_per_s,
+        )
+
+    def record(self, state: State = State.READY) -> Replica:
+        """What the directory is told about this replica."""
+        return Replica(**{**vars(self._record), "state": state})
+
+    def compute(self, layer: int, counts: Tensor, rows: Tensor) -> Tensor:
+        """The group's experts of `layer` on rows [R, H] sorted by expert, `counts` int64 [E] of them each; unweighted."""
+        weights = self.weights.layers[layer]
+        invariant = self._batch_invariant
+        return expert_ffn(weights, rows.to(self._device), counts, batch_invariant=invariant).to(rows.device)
+
+    def drain(self, timeout_s: float) -> None:
+        """Tell routers to go elsewhere, finish what has arrived, flush. Idempotent."""
+        self.server.drain(timeout_s)
+
+    def close(self) -> None:
+        """Stop serving and remove the socket. Idempotent."""
+        self.server.close()
+        self._folder.cleanup()
+
+    def _measure_speed(self) -> float:
+        """Rows of one layer per second, after a warm-up that also faults the weights in."""
+        rows_done, started = 0, 0.0
+        for round_number in range(1_000_000):
+            for layer, held in self.weights.layers.items():
+                counts = torch.full((len(held.expert_ids),), WARM_UP_ROWS // len(held.expert_ids) + 1)
+                rows = torch.zeros(int(counts.sum()), held.hidden, dtype=held.dtype)
+                self.compute(layer, counts, rows)
+                rows_done += len(rows)
+            elapsed = time.perf_counter() - started
+            if round_number == 0:
+                rows_done, started = 0, time.perf_counter()
+            elif elapsed > MEASURE_S:
+                return rows_done / elapsed
+        raise ConfigError(f"{self.group} holds no layer with experts.")

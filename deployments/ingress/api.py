@@ -1,0 +1,221 @@
+"""The HTTP API: routes, and the way of one request through authentication, checks, generation and answer.
+
+`create_app(service)` is all a Serve replica or a test needs. Every error leaves here as an OpenAI error object; every
+accepted request ends its router streams, however it ends. Knows no Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from fastapi import FastAPI
+from openai.types import Model
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from cluster.errors import RequestError
+from deployments.generation import GenerationRequest, SamplingParams
+from deployments.ingress.choices import Delta
+from deployments.ingress.disconnect import while_connected
+from deployments.ingress.errors import ClientGoneError, error_object, error_response, json_response
+from deployments.ingress.generate import Generation
+from deployments.ingress.parsing import parse_body, read_body
+from deployments.ingress.prompts import chat_prompt, completion_prompts
+from deployments.ingress.responses import Answer, ChatAnswer, TextAnswer, join
+from deployments.ingress.schemas import ChatBody, CompletionBody
+from deployments.ingress.service import Service
+from deployments.ingress.sse import DONE, EventStream, event
+from deployments.ingress.validation import check_body, check_model, completion_budget, sampling_params
+
+log = logging.getLogger(__name__)
+
+SESSION_HEADER = "x-session-id"
+_MAX_SESSION_CHARS = 512
+_HEALTH_TIMEOUT_S = 2.0
+
+Asked = TypeVar("Asked", ChatBody, CompletionBody)
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application over `service`."""
+    api = _Api(service)
+    routes: list[BaseRoute] = [
+        Route("/v1/chat/completions", _answering(api.chat), methods=["POST"]),
+        Route("/v1/completions", _answering(api.completions), methods=["POST"]),
+        Route("/v1/models", _answering(api.models), methods=["GET"]),
+        Route("/v1/models/{name:path}", _answering(api.model), methods=["GET"]),
+        Route("/v1/cluster", _answering(api.cluster), methods=["GET"]),
+        Route("/health", _answering(api.health), methods=["GET"]),
+    ]
+    # No interactive documentation: its pages load scripts from other hosts.
+    app = FastAPI(title="ExpertScale", routes=routes, openapi_url=None, redirect_slashes=False)
+    app.add_exception_handler(HTTPException, _http_error)
+    return app
+
+
+class _Api:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def chat(self, request: Request) -> Response:
+        body, sampling = await self._accept(request, ChatBody)
+        prompts = [("messages", await chat_prompt(body, self._service))]
+        return await self._generate(request, body, sampling, prompts)
+
+    async def completions(self, request: Request) -> Response:
+        body, sampling = await self._accept(request, CompletionBody)
+        return await self._generate(request, body, sampling, await completion_prompts(body, self._service))
+
+    async def models(self, request: Request) -> Response:
+        self._service.auth.check_api(request.headers.get("authorization"))
+        return json_response({"object": "list", "data": [self._model().model_dump(exclude_unset=True)]})
+
+    async def model(self, request: Request) -> Response:
+        self._service.auth.check_api(request.headers.get("authorization"))
+        check_model(request.path_params["name"], self._service.model)
+        return json_response(self._model().model_dump(exclude_unset=True))
+
+    async def cluster(self, request: Request) -> Response:
+        self._service.auth.check_admin(request.headers.get("authorization"))
+        return json_response(await self._service.cluster.snapshot())
+
+    async def health(self, request: Request) -> Response:  # noqa: ARG002 - every handler's signature
+        try:
+            async with asyncio.timeout(_HEALTH_TIMEOUT_S):
+                health = await self._service.cluster.health()
+        except Exception:
+            log.warning("the cluster's health is unknown", exc_info=True)
+            return json_response({"status": "unavailable", "missing": ["directory"]}, 503)
+        if not health.ready:
+            return json_response({"status": "unavailable", "missing": list(health.missing)}, 503)
+        return json_response({"status": "ok", "missing": []})
+
+    def _model(self) -> Model:
+        model = self._service.model
+        return Model(id=model.name, object="model", created=model.created, owned_by="expertscale")
+
+    async def _accept(self, request: Request, kind: type[Asked]) -> tuple[Asked, SamplingParams]:
+        """Everything that can be refused before the cost of tokenising. The budget of tokens comes after it."""
+        service = self._service
+        service.auth.check_api(request.headers.get("authorization"))
+        body = parse_body(await read_body(request.stream(), request.headers, service.max_body_bytes), kind)
+        check_body(body, service.model)
+        return body, sampling_params(body, service.model, max_tokens=1)
+
+    async def _generate(
+        self,
+        request: Request,
+        body: ChatBody | CompletionBody,
+        sampling: SamplingParams,
+        prompts: Sequence[tuple[str, tuple[int, ...]]],
+    ) -> Response:
+        service = self._service
+        chat = isinstance(body, ChatBody)
+        id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        answer = (ChatAnswer if chat else TextAnswer)(
+            id, int(time.time()), service.model, service.tokenizer, logprobs=body.alternatives is not None, usage=usage
+        )
+        generation = Generation(
+            service.router,
+            _requests(id, body, sampling, prompts, service),
+            session_id=_session_id(request, body),
+            tokenizer=service.tokenizer,
+            stops=body.stop or (),
+        )
+        headers = {"x-request-id": id}
+        streaming = False
+        try:
+            if not body.stream:
+                deltas = await while_connected(request.receive, _collect(generation))
+                content = answer.complete(deltas, generation.usage()).model_dump_json(exclude_unset=True)
+                return Response(content, media_type="application/json", headers=headers)
+            # The status is sent with the first token: what fails before it fails with a status of its own.
+            first = await while_connected(request.receive, generation.next())
+            streaming = True
+            return EventStream(_events(generation, first, answer, usage), generation.aclose, headers)
+        finally:
+            if not streaming:
+                await generation.aclose()
+
+
+def _requests(
+    id: str,
+    body: ChatBody | CompletionBody,
+    sampling: SamplingParams,
+    prompts: Sequence[tuple[str, tuple[int, ...]]],
+    service: Service,
+) -> list[GenerationRequest]:
+    """One request for the routers a prompt, all with the same seed."""
+    return [
+        GenerationRequest(
+            request_id=f"{id}-{i}",
+            tokens=tokens,
+            sampling=replace(sampling, max_tokens=completion_budget(body, len(tokens), param, service.model)),
+            prompt_tokens=len(tokens),
+            timeout_s=service.request_timeout_s,
+        )
+        for i, (param, tokens) in enumerate(prompts)
+    ]
+
+
+async def _collect(generation: Generation) -> list[Delta]:
+    """One joined delta per choice, when all have finished."""
+    parts: list[list[Delta]] = [[] for _ in generation.choices]
+    while (delta := await generation.next()) is not None:
+        parts[delta.choice].append(delta)
+    return [join(deltas) for deltas in parts]
+
+
+async def _events(
+    generation: Generation, delta: Delta | None, answer: Answer, usage: bool
+) -> AsyncGenerator[bytes, None]:
+    """The body of a streamed answer, beginning with the delta that was waited for."""
+    for chunk in answer.opening(len(generation.choices)):
+        yield event(chunk)
+    try:
+        while delta is not None:
+            for chunk in answer.chunks(delta):
+                yield event(chunk)
+            delta = await generation.next()
+        if usage:
+            yield event(answer.usage_chunk(generation.usage()))
+    except Exception as error:  # the status is long sent: the error becomes the last event
+        yield event(error_object(error))
+        return
+    yield DONE
+
+
+def _session_id(request: Request, body: ChatBody | CompletionBody) -> str | None:
+    session_id = request.headers.get(SESSION_HEADER) or body.user
+    if session_id and len(session_id) > _MAX_SESSION_CHARS:
+        message = f"The header {SESSION_HEADER} is longer than {_MAX_SESSION_CHARS} characters."
+        raise RequestError(message, SESSION_HEADER, "invalid_value")
+    return session_id or None
+
+
+def _answering(handler: Handler) -> Handler:
+    """Every error becomes a response here. (Starlette re-raises what reaches its own outermost handler.)"""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except (ClientGoneError, ClientDisconnect):
+            return Response(status_code=499)
+        except Exception as error:
+            return error_response(error)
+
+    return answer
+
+
+async def _http_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+    return error_response(error)

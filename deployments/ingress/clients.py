@@ -1,0 +1,48 @@
+"""What the Ingress needs of the rest of the cluster, as protocols: a router that generates, a cluster that reports.
+
+The Serve shell implements them with handles; tests with fakes. Knows no Ray and no HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from deployments.generation import GenerationRequest, TokenChunk
+
+
+class RouterClient(Protocol):
+    """Sends one request to a router."""
+
+    def generate(self, request: GenerationRequest, session_id: str | None) -> AsyncGenerator[TokenChunk, None]:
+        """Chunks of every choice until each has a finish reason, or one error of `cluster.errors`.
+
+        Closing the generator (or cancelling the task that waits in it) cancels the request on its router.
+        session_id: requests that share it prefer the same router.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Health:
+    """What a request needs and nobody is ready for: "router", or names of expert groups."""
+
+    missing: tuple[str, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Can a request be served now?"""
+        return not self.missing
+
+
+class ClusterClient(Protocol):
+    """Asks the cluster about itself. Both calls must answer within a second or raise."""
+
+    async def health(self) -> Health:
+        """Which parts are missing."""
+        ...
+
+    async def snapshot(self) -> dict[str, Any]:
+        """The JSON of `GET /v1/cluster`, as the design fixes it."""
+        ...

@@ -1,0 +1,141 @@
+"""One HTTP request while it runs: the router streams of its prompts, merged into deltas of its choices.
+
+Owns the streams: whatever happens, `aclose` ends them, and with them the work on the routers. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+from cluster.errors import DeadlineError, EngineError
+from deployments.generation import GenerationRequest, TokenChunk
+from deployments.ingress.chat import ChatTokenizer
+from deployments.ingress.choices import Choice, Delta
+from deployments.ingress.clients import RouterClient
+
+log = logging.getLogger(__name__)
+
+# The router keeps the deadline and says so; this margin only catches a router that no longer says anything.
+_GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a whole request. A prompt counts once, however many choices continue it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Generation:
+    """The choices of all prompts: prompt p's choice c of n has index p * n + c.
+
+    Use: `await next()` until None, then `usage()`; `aclose()` in any case, from any task, any number of times.
+    """
+
+    def __init__(
+        self,
+        router: RouterClient,
+        requests: Sequence[GenerationRequest],
+        *,
+        session_id: str | None,
+        tokenizer: ChatTokenizer,
+        stops: Sequence[str],
+    ) -> None:
+        self._requests = list(requests)
+        self._streams = [router.generate(request, session_id) for request in requests]
+        self._n = requests[0].sampling.n
+        self.choices = [Choice(i, tokenizer, stops) for i in range(len(requests) * self._n)]
+        self._waits: dict[asyncio.Task[TokenChunk | None], int] = {}
+        self._fresh = deque(range(len(self._streams)))  # streams to ask for their next chunk
+        self._arrived: deque[tuple[int, asyncio.Task[TokenChunk | None]]] = deque()
+        self._closing: asyncio.Task[None] | None = None
+        timeout_s = requests[0].timeout_s
+        self._deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s + _GRACE_S
+
+    async def next(self) -> Delta | None:
+        """The next delta of any choice, or None when every choice has finished.
+
+        Raises:
+            ExpertScaleError: what the router raised; EngineError where a stream ends early; DeadlineError.
+        """
+        while True:
+            self._ask()
+            if not self._arrived:
+                if not self._waits:
+                    return None
+                await self._wait()
+            prompt, task = self._arrived.popleft()
+            if task.cancelled():  # not by us: `aclose` ends the caller first
+                raise EngineError("The router cancelled the request.")
+            chunk = task.result()
+            if chunk is None:
+                if not self._done(prompt):
+                    raise EngineError("The router ended the stream before every choice was finished.")
+                continue
+            delta = self.choices[prompt * self._n + chunk.choice].push(chunk)
+            if any(choice.stopped_here for choice in self._of(prompt)) and self._done(prompt):
+                await _close(self._streams[prompt])
+            else:
+                self._fresh.append(prompt)
+            return delta
+
+    def usage(self) -> Usage:
+        """What was used so far."""
+        cached = [
+            min((choice.cached_tokens or 0 for choice in self._of(prompt)), default=0)
+            for prompt in range(len(self._requests))
+        ]
+        return Usage(
+            prompt_tokens=sum(request.prompt_tokens for request in self._requests),
+            completion_tokens=sum(choice.completion_tokens for choice in self.choices),
+            cached_tokens=sum(cached),
+        )
+
+    async def aclose(self) -> None:
+        """End every stream. Goes on by itself when the caller is cancelled meanwhile."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close_all())
+        await asyncio.shield(self._closing)
+
+    def _of(self, prompt: int) -> list[Choice]:
+        return self.choices[prompt * self._n : (prompt + 1) * self._n]
+
+    def _done(self, prompt: int) -> bool:
+        return all(choice.finish_reason is not None for choice in self._of(prompt))
+
+    def _ask(self) -> None:
+        while self._fresh:
+            prompt = self._fresh.popleft()
+            self._waits[asyncio.create_task(_pull(self._streams[prompt]))] = prompt
+
+    async def _wait(self) -> None:
+        now = asyncio.get_running_loop().time()
+        patience = None if self._deadline is None else max(0.0, self._deadline - now)
+        done, _ = await asyncio.wait(self._waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            raise DeadlineError("The request took longer than its deadline allows.")
+        for task in sorted(done, key=self._waits.__getitem__):
+            self._arrived.append((self._waits.pop(task), task))
+
+    async def _close_all(self) -> None:
+        for task in self._waits:
+            task.cancel()
+        await asyncio.gather(*self._waits, *(task for _, task in self._arrived), return_exceptions=True)
+        await asyncio.gather(*(_close(stream) for stream in self._streams))
+
+
+async def _pull(stream: AsyncGenerator[TokenChunk, None]) -> TokenChunk | None:
+    return await anext(stream, None)
+
+
+async def _close(stream: AsyncGenerator[TokenChunk, None]) -> None:
+    try:
+        await stream.aclose()
+    except Exception:
+        log.warning("a router stream did not close cleanly", exc_info=True)

@@ -1,0 +1,37 @@
+"""Everything a route of the HTTP API needs, in one place; made once per Ingress replica, or by a test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from deployments.ingress.auth import Authenticator
+from deployments.ingress.chat import ChatTokenizer
+from deployments.ingress.clients import ClusterClient, RouterClient
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The one model of this application as clients see it.
+
+    max_context: prompt and completion tokens together. vocab_size: ids the model can read and emit.
+    created: Unix seconds. fingerprint: `system_fingerprint` of responses, from the model digest.
+    """
+
+    name: str
+    max_context: int
+    vocab_size: int
+    created: int
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Service:
+    """max_body_bytes: larger bodies are answered 413. request_timeout_s: from acceptance to the last token."""
+
+    model: ServedModel
+    tokenizer: ChatTokenizer
+    router: RouterClient
+    cluster: ClusterClient
+    auth: Authenticator = field(default_factory=Authenticator)
+    max_body_bytes: int = 4 << 20
+    request_timeout_s: float = 600.0

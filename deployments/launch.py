@@ -1,0 +1,163 @@
+"""`make serve`: check the config, run `serve run` in the foreground, say when it answers, leave nothing behind.
+
+    python -m deployments.launch CONFIG --port 8000
+
+Knows processes and terminals; what is served is `deployments.app`'s business. `serve run` is started in a session of
+its own, so that Ctrl-C reaches it once and in order (Serve first, then Ray), not every process of the cluster at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.config import project_root
+from deployments import config_file
+
+PR_SET_CHILD_SUBREAPER = 36
+POLL_S = 0.25
+SERVE_STOP_S = 30.0
+LEFTOVER_STOP_S = 5.0
+
+
+def main(arguments: list[str]) -> int:
+    """Run until interrupted; returns the exit status."""
+    options = _parse(arguments)
+    from deployments.app import check  # imports Ray; --help should not wait for it
+
+    errors = check(options.config)
+    if errors:
+        print(*errors, sep="\n", file=sys.stderr)
+        return 1
+    if not _port_is_free(options.port):
+        print(f"PORT: {options.port} is taken on 127.0.0.1; choose another, as in `make serve PORT=8001`.", file=sys.stderr)
+        return 1
+    file = config_file.read(options.config)
+    derived = project_root() / ".expertscale" / f"serve-{options.port}.yaml"
+    derived.parent.mkdir(parents=True, exist_ok=True)
+    derived.write_text(file.derived(options.port))
+    return _run(derived, options.port, file.args.model.served_name)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="deployments.launch", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("config", type=Path, help="a config file, for example deployments/configs/demo.yaml")
+    parser.add_argument("--port", type=int, default=8000, help="HTTP port on 127.0.0.1")
+    options = parser.parse_args(arguments)
+    if not 1 <= options.port <= 65535:
+        parser.error(f"--port: {options.port} is not allowed; use 1 to 65535")
+    return options
+
+
+def _port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _run(derived: Path, port: int, model: str) -> int:
+    _adopt_orphans()
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    command = [str(Path(sys.executable).with_name("serve")), "run", str(derived)]
+    started = time.monotonic()
+    process = subprocess.Popen(command, start_new_session=True, cwd=project_root())
+    threading.Thread(target=_announce, args=(port, model, started, stop), daemon=True).start()
+    try:
+        while not stop.is_set() and process.poll() is None:
+            stop.wait(POLL_S)
+        if process.poll() is None:
+            print("\nStopping: Serve first, then Ray ...", flush=True)
+            process.send_signal(signal.SIGINT)
+            _wait(process, SERVE_STOP_S)
+    finally:
+        stop.set()
+        _end_leftovers()
+    print("Stopped; nothing is left running.", flush=True)
+    return 0 if process.returncode in (0, -signal.SIGINT) else 1
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent dies, so that `_end_leftovers` can see them all."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_leftovers() -> None:
+    """End what Ray left behind: ask first, then insist. Only descendants of this process are touched."""
+    left = psutil.Process().children(recursive=True)
+    for process in left:
+        _signal(process, signal.SIGTERM)
+    _, stubborn = psutil.wait_procs(left, timeout=LEFTOVER_STOP_S)
+    for process in stubborn:
+        _signal(process, signal.SIGKILL)
+    psutil.wait_procs(stubborn, timeout=LEFTOVER_STOP_S)
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def _announce(port: int, model: str, started: float, stop: threading.Event) -> None:
+    """Wait until `/health` says that all is ready, then print what a newcomer needs."""
+    url = f"http://127.0.0.1:{port}"
+    while not stop.is_set():
+        if _get(f"{url}/health") is not None:
+            print(_banner(url, model, time.monotonic() - started, _get(f"{url}/v1/cluster")), flush=True)
+            return
+        stop.wait(POLL_S)
+
+
+def _get(url: str) -> dict[str, Any] | None:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            answer: dict[str, Any] = json.load(response)
+            return answer
+    except (urllib.error.URLError, OSError, ValueError):
+        return None
+
+
+def _banner(url: str, model: str, seconds: float, cluster: dict[str, Any] | None) -> str:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "def main():"}], "max_tokens": 48})
+    lines = ["", f"ExpertScale serves {model} at {url} (ready after {seconds:.0f} s). Try:", ""]
+    lines += [f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'", ""]
+    if cluster is not None:
+        lines.append(f"Running (see {url}/v1/cluster):")
+        lines.append(f"  routers    {len(cluster['routers'])}")
+        for group in cluster["groups"]:
+            ready = sum(replica["state"] == "ready" for replica in group["replicas"])
+            lines.append(f"  {group['name']}  {ready} of {group['target_replicas']} replicas ready")
+    lines += ["  dashboard  http://127.0.0.1:8265", "", "Ctrl-C stops everything.", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,80 @@
+"""The `Router` deployment: a Serve shell around `RouterRuntime`. Knows no model and no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from cluster.blueprint import Blueprint
+from cluster.config import AppConfig, resolve
+from cluster.keys import read_key_file
+from cluster.membership import View
+from cluster.stats import RouterStats
+from deployments.directory_client import RouterLink
+from deployments.generation import GenerationRequest, TokenChunk
+from deployments.node import device_of, node_id
+from deployments.router.outbox import generate
+
+
+@serve.deployment(name="Router")
+class Router:
+    """Generates tokens: streams `TokenChunk`s for a `GenerationRequest`, raises errors of `cluster.errors`."""
+
+    async def __init__(self, args: AppConfig, blueprint: Blueprint, directory: DeploymentHandle) -> None:
+        # torch and transformers: only replicas pay for the import, not the process that builds the application.
+        from deployments.router.load import LoadMeter
+        from deployments.router.runtime import RouterRuntime
+
+        router_id = serve.get_replica_context().replica_id.unique_id
+        self._local = args.experts.transport == "local"
+        self._meter = LoadMeter(router_id)
+        groups = () if self._local else args.experts.group_names
+        self._link = RouterLink(directory, groups, on_view=self._on_view, stats=self._stats)
+        self._runtime = await asyncio.to_thread(
+            RouterRuntime,
+            blueprint,
+            args.experts,
+            args.router,
+            key=read_key_file(resolve(args.security.cluster_key_file)),
+            node=node_id(),
+            device=device_of(args.router.resources),
+            on_lost=self._link.lost,
+        )
+        self._runtime.start()
+        self._link.start()
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
+        """Chunks as they come, several tokens in one when the consumer lags; closing the stream cancels the request."""
+        async for chunk in generate(self._runtime.engine, request):
+            yield chunk
+
+    def check_health(self) -> None:
+        """Serve's health check."""
+        if not self._runtime.engine.alive:
+            raise RuntimeError("the engine's thread has stopped")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Load for the autoscaler: sequences running and waiting, and totals of tokens and step seconds."""
+        stats = self._runtime.engine.stats()
+        return {
+            "running": float(stats.running),
+            "waiting": float(stats.waiting),
+            "tokens_generated": float(stats.tokens_generated),
+            "step_s": stats.step_s,
+        }
+
+    async def __del__(self) -> None:
+        """Serve's call on shutdown, once the streams have ended; possibly more than once."""
+        if hasattr(self, "_runtime"):
+            await self._link.stop()
+            await asyncio.to_thread(self._runtime.stop)
+
+    def _on_view(self, view: View) -> None:
+        if not self._local:  # a router that holds all experts itself has a view of its own
+            self._runtime.dispatcher.update(view)
+
+    def _stats(self) -> RouterStats:
+        return self._meter.read(self._runtime.engine.stats(), self._runtime.dispatcher.stats())

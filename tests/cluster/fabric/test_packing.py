@@ -1,0 +1,116 @@
+"""Packing, putting back and combining against the naive loop over rows (about 3 s)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cluster.fabric.packing import LayerTable, RowBuffer, combine
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[list[int], Tensor]:
+    """(owner of each expert, index [T, K]): groups without experts, groups without rows, experts named twice."""
+    owner = draw(st.lists(st.integers(0, 5), min_size=1, max_size=12))
+    tokens, per_token = draw(st.integers(0, 9)), draw(st.integers(1, 4))
+    expert = st.integers(0, len(owner) - 1)
+    pairs = draw(st.lists(expert, min_size=tokens * per_token, max_size=tokens * per_token))
+    return owner, torch.tensor(pairs, dtype=torch.int64).reshape(tokens, per_token)
+
+
+def naive_runs(owner: list[int], index: Tensor) -> dict[int, list[tuple[int, int]]]:
+    """Group -> its (expert, pair) rows, sorted by expert, pairs in order: one Python step per row."""
+    runs: dict[int, list[tuple[int, int]]] = {}
+    for pair, expert in enumerate(index.flatten().tolist()):
+        runs.setdefault(owner[expert], []).append((expert, pair))
+    return {group: sorted(rows) for group, rows in runs.items()}
+
+
+@settings(max_examples=300, deadline=None)
+@given(layers())
+def test_rows_are_grouped_and_counted_as_by_the_naive_loop(layer: tuple[list[int], Tensor]) -> None:
+    owner, index = layer
+    packed = LayerTable(owner).pack(index)
+    expected = naive_runs(owner, index)
+    assert [rows.group for rows in packed.groups] == sorted(expected)
+    end = 0
+    for rows in packed.groups:
+        assert rows.start == end
+        end = rows.stop
+        run = expected[rows.group]
+        assert packed.order[rows.start : rows.stop].tolist() == [pair for _, pair in run]
+        assert packed.token[rows.start : rows.stop].tolist() == [pair // index.shape[1] for _, pair in run]
+        held = [expert for expert, group in enumerate(owner) if group == rows.group]
+        assert rows.counts.tolist() == [sum(expert == e for e, _ in run) for expert in held]
+    assert end == index.numel()
+
+
+def naive_moe(hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Expert e multiplies by e + 1; the rows of a token are weighted, stacked and summed in order of K."""
+    outputs = []
+    for token, row in enumerate(hidden):
+        weighted = [(row * (int(expert) + 1)) * weight[token, k : k + 1] for k, expert in enumerate(index[token])]
+        outputs.append(torch.stack(weighted).sum(0).to(hidden.dtype))
+    return torch.stack(outputs) if outputs else torch.empty_like(hidden)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@settings(max_examples=60, deadline=None)
+@given(layer=layers(), seed=st.integers(0, 1 << 16))
+def test_results_in_any_order_combine_to_what_the_naive_loop_gives_bit_for_bit(
+    dtype: torch.dtype, weight_dtype: torch.dtype, layer: tuple[list[int], Tensor], seed: int
+) -> None:
+    owner, index = layer
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(index.shape[0], 6, generator=generator).to(dtype)
+    weight = torch.rand(index.shape, generator=generator).to(weight_dtype)
+    packed = LayerTable(owner).pack(index)
+    buffer = RowBuffer()
+    buffer.start(index.numel(), 6, dtype)
+    for rows in reversed(packed.groups):
+        held = torch.tensor([expert for expert, group in enumerate(owner) if group == rows.group])
+        factor = (held + 1).repeat_interleave(torch.from_numpy(rows.counts)).reshape(-1, 1)
+        token = torch.from_numpy(packed.token[rows.start : rows.stop])
+        buffer.put(packed.order[rows.start : rows.stop], hidden[token] * factor)
+    output = combine(buffer.rows(), weight, dtype)
+    assert output.dtype == dtype
+    assert torch.equal(output, naive_moe(hidden, index, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+def test_combine_is_the_sum_rule_of_grouped_mm(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    rows = torch.randn(7 * 3, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
+    weight = torch.rand(7, 3, generator=torch.Generator().manual_seed(2)).to(weight_dtype)
+    expected = (rows * weight.reshape(-1, 1)).view(7, 3, 16).sum(1).to(dtype)
+    assert torch.equal(combine(rows.clone(), weight, dtype), expected)
+
+
+def test_the_buffer_is_used_again_by_the_next_layer_whatever_its_size_and_dtype() -> None:
+    buffer = RowBuffer()
+    for size, dtype in ((4, torch.float32), (2, torch.bfloat16), (9, torch.float16), (0, torch.float32)):
+        rows = torch.randn(size, 3).to(dtype)
+        buffer.start(size, 3, dtype)
+        buffer.put(torch.arange(size).numpy(), rows)
+        assert torch.equal(buffer.rows(), rows)
+
+
+def test_a_result_written_outside_inference_mode_can_be_combined_inside_and_the_other_way_round() -> None:
+    buffer = RowBuffer()
+    with torch.inference_mode():
+        buffer.start(2, 3, torch.float32)
+    buffer.put(torch.arange(2).numpy(), torch.ones(2, 3))
+    with torch.inference_mode():
+        combine(buffer.rows(), torch.ones(1, 2), torch.float32)
+    assert combine(buffer.rows(), torch.ones(1, 2), torch.float32).tolist() == [[2.0, 2.0, 2.0]]
+
+
+def test_more_experts_than_a_short_integer_counts() -> None:
+    owner = [expert % 2 for expert in range(40_000)]
+    packed = LayerTable(owner).pack(torch.tensor([[39_999, 0]]))
+    assert [(rows.group, rows.start, rows.stop) for rows in packed.groups] == [(0, 0, 1), (1, 1, 2)]
+    assert packed.order.tolist() == [1, 0]

@@ -1,0 +1,137 @@
+"""The bodies of /v1/cluster and /health, key by key. Milliseconds."""
+
+import json
+
+import pytest
+
+from cluster.config import ExpertsSpec
+from cluster.membership import Address, Epoch, Replica, State, View
+from cluster.placement import contiguous
+from cluster.snapshot import cluster_facts, cluster_snapshot, critical_shares, health
+from cluster.stats import ReplicaStats, RouterStats
+
+DIGEST = "ab" * 32
+NODE = Address("node-1", "/tmp/s", "127.0.0.1", 7000)
+
+
+def facts_of(**experts):
+    spec = ExpertsSpec(**{"groups": 2, **experts})
+    return cluster_facts("demo", DIGEST, contiguous({1: 4, 2: 4}, spec.groups), spec)
+
+
+def replica(replica_id, group, state=State.READY, pool="default", digest=DIGEST):
+    return Replica(replica_id, group, pool, NODE, digest, 1234.56, state)
+
+
+VIEW = View(Epoch("f00d", 7), (replica("a", "experts-0"), replica("b", "experts-1", State.JOINING)))
+
+
+def test_the_snapshot_has_the_shape_the_design_fixes():
+    shown = cluster_snapshot(
+        facts_of(replicas={"experts-0": 2}),
+        VIEW,
+        {"a": ReplicaStats(rows=10, utilization=0.25, queue_rows=1)},
+        [RouterStats("r", running=3, waiting=1, kv_used_tokens=640, critical_share={"experts-0": 0.5})],
+        {"stream": 4096},
+        {"experts-1": 3, "Router": 1},
+    )
+    assert json.loads(json.dumps(shown)) == {
+        "model": "demo",
+        "digest": DIGEST,
+        "epoch": {"incarnation": "f00d", "n": 7},
+        "transport_bytes": {"stream": 4096, "object_store": 0},
+        "groups": [
+            {
+                "name": "experts-0",
+                "experts": {"1": [0, 1], "2": [0, 1]},
+                "target_replicas": 2,
+                "replicas": [
+                    {
+                        "id": "a",
+                        "state": "ready",
+                        "pool": "default",
+                        "node": "node-1",
+                        "rows": 10,
+                        "utilization": 0.25,
+                        "critical_share": 0.5,
+                        "speed_rows_per_s": 1234.6,
+                    }
+                ],
+            },
+            {
+                "name": "experts-1",
+                "experts": {"1": [2, 3], "2": [2, 3]},
+                "target_replicas": 3,
+                "replicas": [
+                    {
+                        "id": "b",
+                        "state": "joining",
+                        "pool": "default",
+                        "node": "node-1",
+                        "rows": None,
+                        "utilization": None,
+                        "critical_share": None,
+                        "speed_rows_per_s": 1234.6,
+                    }
+                ],
+            },
+        ],
+        "routers": [{"id": "r", "running": 3, "waiting": 1, "kv_used_tokens": 640}],
+        "decisions": [],
+    }
+
+
+def test_the_target_of_a_group_is_the_sum_over_its_pools():
+    facts = facts_of(replicas=2, pools={"h100": {"replicas": 1}, "l4": {}})
+    configured = cluster_snapshot(facts, VIEW, {}, [], {}, {})
+    assert [group["target_replicas"] for group in configured["groups"]] == [3, 3]
+    asked = cluster_snapshot(facts, VIEW, {}, [], {}, {"experts-0-h100": 4, "experts-0": 0, "experts-1-l4": 1})
+    assert [group["target_replicas"] for group in asked["groups"]] == [4, 4]
+
+
+def test_emulated_replicas_are_marked_with_their_speed_and_others_are_not():
+    facts = facts_of(emulate={"rows_per_s": 500}, pools={"h100": {"emulate": {"rows_per_s": 2000}}, "real": {}})
+    view = View(VIEW.epoch, tuple(replica(pool, "experts-0", pool=pool) for pool in ("default", "h100", "real")))
+    marks = [
+        (r["pool"], r.get("emulated"), r.get("emulated_rows_per_s"))
+        for r in cluster_snapshot(facts, view, {}, [], {}, {})["groups"][0]["replicas"]
+    ]
+    assert marks == [("default", True, 500), ("h100", True, 2000), ("real", None, None)]
+
+
+def test_with_the_local_transport_no_group_is_deployed_and_none_is_missed():
+    facts = facts_of(transport="local")
+    shown = cluster_snapshot(facts, View(Epoch("f00d", 0)), {}, [RouterStats("r")], {"local": 9}, {})
+    assert [(group["target_replicas"], group["replicas"]) for group in shown["groups"]] == [(0, []), (0, [])]
+    assert health(facts, View(Epoch("f00d", 0)), [RouterStats("r")]) == (True, [])
+
+
+def test_routers_that_ran_no_step_have_no_say_in_the_critical_share():
+    busy = [RouterStats("a", critical_share={"experts-0": 0.5}), RouterStats("b", critical_share={"experts-0": 0.25})]
+    assert critical_shares([*busy, RouterStats("idle")]) == {"experts-0": 0.375}
+    assert critical_shares([RouterStats("idle")]) == {}
+
+
+@pytest.mark.parametrize(
+    ("replicas", "routers", "missing"),
+    [
+        (("experts-0", "experts-1"), 1, []),
+        (("experts-0", "experts-1"), 0, ["router"]),
+        (("experts-1",), 2, ["experts-0"]),
+        ((), 0, ["router", "experts-0", "experts-1"]),
+    ],
+)
+def test_health_names_what_is_missing(replicas, routers, missing):
+    view = View(Epoch("f00d", 1), tuple(replica(group, group) for group in replicas))
+    ready, found = health(facts_of(), view, [RouterStats(str(index)) for index in range(routers)])
+    assert (ready, found) == (not missing, missing)
+
+
+def test_replicas_that_are_not_ready_or_of_another_model_do_not_make_a_group_healthy():
+    others = (
+        replica("a", "experts-0", State.DRAINING),
+        replica("b", "experts-0", State.JOINING),
+        replica("c", "experts-0", digest="cd" * 32),
+        replica("d", "experts-1"),
+    )
+    assert health(facts_of(), View(Epoch("f00d", 1), others), [RouterStats("r")]) == (False, ["experts-0"])

@@ -1,0 +1,171 @@
+"""Chunks cross from a thread to asyncio in order, merged when late, ended once. Milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+
+import pytest
+
+from cluster.errors import DeadlineError, OverloadedError
+from deployments.generation import GenerationRequest, TokenChunk, TokenLogprob
+from deployments.router.outbox import Outbox, generate, merge
+from tests.deployments.router.fake_backbone import make_request
+
+
+def chunk(token: int, choice: int = 0, **fields: object) -> TokenChunk:
+    return TokenChunk(choice, (token,), **fields)  # type: ignore[arg-type]
+
+
+def last(token: int, choice: int = 0) -> TokenChunk:
+    return chunk(token, choice, finish_reason="stop")
+
+
+async def collect(outbox: AsyncIterator[TokenChunk]) -> list[TokenChunk]:
+    return [item async for item in outbox]
+
+
+def test_what_waits_is_merged_per_choice() -> None:
+    async def scenario() -> list[TokenChunk]:
+        outbox = Outbox(2)
+        for item in (chunk(1, 0, cached_tokens=4), chunk(7, 1), chunk(2, 0), last(3, 0), last(8, 1)):
+            outbox(item)
+        return await collect(outbox)
+
+    assert asyncio.run(scenario()) == [
+        TokenChunk(0, (1, 2, 3), None, "stop", 4),
+        TokenChunk(1, (7, 8), None, "stop"),
+    ]
+
+
+def test_a_consumer_that_keeps_up_gets_every_chunk_by_itself() -> None:
+    async def scenario() -> list[TokenChunk]:
+        outbox = Outbox(1)
+        taken = []
+        for item in (chunk(1), chunk(2), last(3)):
+            waiting = asyncio.ensure_future(anext(outbox))
+            await asyncio.sleep(0)
+            outbox(item)
+            taken.append(await waiting)
+        return taken
+
+    assert asyncio.run(scenario()) == [chunk(1), chunk(2), last(3)]
+
+
+def test_log_probabilities_are_merged_in_order() -> None:
+    first, second = TokenLogprob(1, -0.5), TokenLogprob(2, -1.5)
+    assert merge(chunk(1, logprobs=(first,)), chunk(2, logprobs=(second,))).logprobs == (first, second)
+
+
+def test_an_error_comes_after_the_chunks_before_it_and_ends() -> None:
+    async def scenario() -> None:
+        outbox = Outbox(1)
+        outbox(chunk(1))
+        outbox(DeadlineError("late"))
+        assert await anext(outbox) == chunk(1)
+        with pytest.raises(DeadlineError):
+            await anext(outbox)
+        assert outbox.ended
+        assert await collect(outbox) == []
+
+    asyncio.run(scenario())
+
+
+def test_cancelling_a_waiting_consumer_loses_no_chunk() -> None:
+    async def scenario() -> list[TokenChunk]:
+        outbox = Outbox(1)
+        waiting = asyncio.ensure_future(anext(outbox))
+        await asyncio.sleep(0)
+        outbox(chunk(1))
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        outbox(last(2))
+        return await collect(outbox)
+
+    assert asyncio.run(scenario()) == [TokenChunk(0, (1, 2), None, "stop")]
+
+
+def test_nothing_is_lost_between_threads() -> None:
+    count = 5000
+
+    async def scenario() -> list[TokenChunk]:
+        outbox = Outbox(2)
+
+        def produce(choice: int) -> None:
+            for token in range(count):
+                outbox(last(token, choice) if token == count - 1 else chunk(token, choice))
+
+        threads = [threading.Thread(target=produce, args=(choice,)) for choice in range(2)]
+        for thread in threads:
+            thread.start()
+        chunks = await collect(outbox)
+        for thread in threads:
+            thread.join()
+        return chunks
+
+    chunks = asyncio.run(scenario())
+    for choice in range(2):
+        assert [t for c in chunks if c.choice == choice for t in c.tokens] == list(range(count))
+
+
+def test_an_item_for_a_closed_loop_is_dropped_quietly() -> None:
+    async def scenario() -> Outbox:
+        return Outbox(1)
+
+    asyncio.run(scenario())(chunk(1))
+
+
+class ScriptedEngine:
+    """Emits `items` at once; records what is cancelled."""
+
+    def __init__(self, *items: TokenChunk | Exception) -> None:
+        self.items = items
+        self.cancelled: list[str] = []
+
+    def submit(self, request: GenerationRequest, emit: Callable[[TokenChunk | Exception], None]) -> None:
+        for item in self.items:
+            emit(item)
+
+    def cancel(self, request_id: str) -> None:
+        self.cancelled.append(request_id)
+
+
+def test_a_finished_generation_is_not_cancelled() -> None:
+    engine = ScriptedEngine(chunk(1), last(2))
+
+    async def scenario() -> list[TokenChunk]:
+        return await collect(generate(engine, make_request([1])))
+
+    assert asyncio.run(scenario()) == [TokenChunk(0, (1, 2), None, "stop")]
+    assert engine.cancelled == []
+
+
+def test_a_consumer_that_leaves_cancels_the_request() -> None:
+    engine = ScriptedEngine(chunk(1))
+
+    async def leave_early() -> None:
+        async with aclosing(generate(engine, make_request([1], "early"))) as chunks:
+            await anext(chunks)
+
+    async def cancelled_while_waiting() -> None:
+        task = asyncio.ensure_future(collect(generate(engine, make_request([1], "waiting"))))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave_early())
+    asyncio.run(cancelled_while_waiting())
+    assert engine.cancelled == ["early", "waiting"]
+
+
+def test_errors_of_the_engine_reach_the_consumer() -> None:
+    async def scenario() -> None:
+        await collect(generate(ScriptedEngine(OverloadedError("full")), make_request([1])))
+
+    with pytest.raises(OverloadedError):
+        asyncio.run(scenario())

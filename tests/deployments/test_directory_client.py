@@ -1,0 +1,280 @@
+"""Clients of the Directory against the real core behind a fake handle that can be down. About a second."""
+
+import asyncio
+import contextvars
+import threading
+
+import pytest
+
+from cluster.config import ExpertsSpec
+from cluster.errors import DirectoryUnavailableError
+from cluster.membership import Address, Replica, State
+from cluster.placement import contiguous
+from cluster.snapshot import cluster_facts
+from cluster.stats import ReplicaStats, RouterStats
+from deployments.directory_client import ClusterReader, Registration, RouterLink, call, watch
+from deployments.directory_core import DirectoryCore
+
+GROUPS = ("experts-0",)
+FACTS = cluster_facts("demo", "ab" * 32, contiguous({0: 2}, 1), ExpertsSpec(groups=1))
+REPLICA = Replica("a", "experts-0", "default", Address("node", "/tmp/s", "127.0.0.1", 7000), "ab" * 32, 100.0)
+READY = Replica(**{**vars(REPLICA), "state": State.READY})
+SOON_S = 0.005
+
+
+class Directory(DirectoryCore):
+    """The core, with the signatures of the deployment."""
+
+    def __init__(self, incarnation="one"):
+        super().__init__(FACTS, incarnation=incarnation, clock=asyncio.get_running_loop().time)
+
+    async def health(self):
+        return super().health()
+
+    async def snapshot(self, targets):
+        return super().snapshot(targets)
+
+
+class Handle:
+    """What a Serve handle does: `handle.method.remote(...)` starts the call and can be awaited, or fails."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.calls = []
+
+    def __getattr__(self, name):
+        return Method(self, name)
+
+
+class Method:
+    def __init__(self, handle, name):
+        self._handle, self._name = handle, name
+
+    async def remote(self, *arguments):
+        self._handle.calls.append((self._name, *arguments))
+        if self._handle.directory is None:
+            await asyncio.sleep(0)
+            raise ConnectionError("the directory is down")
+        return await getattr(self._handle.directory, self._name)(*arguments)
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def end(task):
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_a_watcher_sees_each_change_once():
+    async def story():
+        handle, seen = Handle(Directory()), []
+        task = asyncio.create_task(watch(handle, seen.append, GROUPS, poll_s=SOON_S))
+        await until(lambda: len(seen) == 1)
+        await handle.directory.report(READY, ReplicaStats())
+        await until(lambda: len(seen) == 2)
+        await until(lambda: len(handle.calls) > 5)
+        await end(task)
+        assert [view.replicas for view in seen] == [(), (READY,)]
+
+    asyncio.run(story())
+
+
+def test_a_watcher_keeps_its_view_through_a_restart_until_the_new_directory_has_caught_up():
+    async def story():
+        handle, seen = Handle(Directory("one")), []
+        await handle.directory.report(READY, ReplicaStats())
+        task = asyncio.create_task(watch(handle, seen.append, GROUPS, poll_s=SOON_S, patience_s=60))
+        await until(lambda: seen)
+        handle.directory = None
+        down_from = len(handle.calls)
+        await until(lambda: len(handle.calls) >= down_from + 2)
+        handle.directory = Directory("two")
+        up_from = len(handle.calls)
+        await until(lambda: len(handle.calls) >= up_from + 3)
+        assert [view.epoch.incarnation for view in seen] == ["one"]
+        await handle.directory.report(READY, ReplicaStats())
+        await until(lambda: len(seen) == 2)
+        await end(task)
+        assert (seen[1].epoch.incarnation, seen[1].replicas) == ("two", (READY,))
+
+    asyncio.run(story())
+
+
+def test_a_watcher_believes_a_directory_that_stays_empty_when_its_patience_ends():
+    async def story():
+        handle, seen = Handle(Directory("one")), []
+        await handle.directory.report(READY, ReplicaStats())
+        task = asyncio.create_task(watch(handle, seen.append, GROUPS, poll_s=60, patience_s=0.05))
+        await until(lambda: seen)
+        old, handle.directory = handle.directory, Directory("two")
+        await old.leave("a")  # ends the open poll; the next one goes to the new directory
+        await until(lambda: len(seen) == 3)
+        await end(task)
+        assert [(view.epoch.incarnation, len(view.replicas)) for view in seen] == [("one", 1), ("one", 0), ("two", 0)]
+
+    asyncio.run(story())
+
+
+def test_a_view_that_could_not_be_used_is_offered_again():
+    async def story():
+        handle, seen = Handle(Directory()), []
+
+        def on_view(view):
+            seen.append(view)
+            if len(seen) == 1:
+                raise RuntimeError("not yet")
+
+        task = asyncio.create_task(watch(handle, on_view, GROUPS, poll_s=60))
+        await until(lambda: len(seen) == 2)
+        await end(task)
+
+    asyncio.run(story())
+
+
+def test_a_registration_reports_until_it_leaves_and_survives_outages():
+    async def story():
+        directory = Directory()
+        handle, rows = Handle(directory), iter(range(1_000_000))
+        registration = Registration(
+            handle,
+            REPLICA,
+            lambda: ReplicaStats(rows=next(rows)),
+            on_refused=lambda: pytest.fail("refused"),
+            period_s=SOON_S,
+        )
+        registration.start()
+        registration.start()
+        await until(lambda: len(handle.calls) >= 2)
+        assert (await directory.view(None, 0)).replicas == (REPLICA,)
+        handle.directory = None
+        await registration.update(READY)
+        handle.directory = directory
+        await until(lambda: directory._membership.view().replicas == (READY,))
+        draining = Replica(**{**vars(READY), "state": State.DRAINING})
+        await registration.update(draining)
+        assert (await directory.view(None, 0)).replicas == (draining,)
+        await registration.leave()
+        await registration.leave()
+        assert (await directory.view(None, 0)).replicas == ()
+        assert [name for name, *_ in handle.calls].count("leave") == 1
+        calls = len(handle.calls)
+        await registration.update(READY)
+        registration.start()
+        await asyncio.sleep(3 * SOON_S)
+        assert len(handle.calls) == calls
+
+    asyncio.run(story())
+
+
+def test_a_registration_that_cannot_say_goodbye_ends_anyway():
+    async def story():
+        registration = Registration(Handle(None), REPLICA, ReplicaStats, on_refused=lambda: pytest.fail("refused"))
+        registration.start()
+        await registration.leave()
+
+    asyncio.run(story())
+
+
+def test_a_refused_replica_is_told_once_and_reports_no_more():
+    async def story():
+        handle, refused = Handle(Directory()), []
+        await handle.directory.leave("a")
+        registration = Registration(
+            handle, READY, ReplicaStats, on_refused=lambda: refused.append(True), period_s=SOON_S
+        )
+        registration.start()
+        await until(lambda: refused)
+        calls = len(handle.calls)
+        await asyncio.sleep(3 * SOON_S)
+        await registration.leave()
+        assert (len(handle.calls), refused) == (calls, [True])
+
+    asyncio.run(story())
+
+
+def test_a_router_watches_reports_and_complains_from_any_thread():
+    async def story():
+        directory, seen = Directory(), []
+        handle = Handle(directory)
+        await directory.report(READY, ReplicaStats())
+        link = RouterLink(
+            handle, GROUPS, on_view=seen.append, stats=lambda: RouterStats("r", running=1), period_s=SOON_S
+        )
+        link.lost("a")  # before the start there is nobody to tell
+        link.start()
+        link.start()
+        await until(lambda: seen and directory._routers)
+        thread = threading.Thread(target=lambda: [link.lost("a") for _ in range(5)])
+        thread.start()
+        await until(lambda: ("lost", "a", "r") in handle.calls)
+        thread.join()
+        assert await directory.health() == (True, [])
+        await link.stop()
+        await link.stop()
+        calls = len(handle.calls)
+        await asyncio.sleep(3 * SOON_S)
+        assert len(handle.calls) == calls
+
+    asyncio.run(story())
+
+
+def test_the_ingress_reads_health_and_snapshot_with_the_targets():
+    async def story():
+        async def targets():
+            return {"experts-0": 4}
+
+        handle = Handle(Directory())
+        reader = ClusterReader(handle, targets)
+        assert await reader.health() == (False, ["router", "experts-0"])
+        assert (await reader.snapshot())["groups"][0]["target_replicas"] == 4
+        handle.directory = None
+        assert await reader.health() == (False, ["directory"])
+        with pytest.raises(DirectoryUnavailableError):
+            await reader.snapshot()
+
+    asyncio.run(story())
+
+
+def test_a_call_that_takes_too_long_is_cancelled():
+    class Response:
+        cancelled = 0
+
+        def __await__(self):
+            return asyncio.sleep(60).__await__()
+
+        def cancel(self):
+            self.cancelled += 1
+
+    async def story():
+        response = Response()
+        with pytest.raises(TimeoutError):
+            await call(response, 0.001)
+        assert response.cancelled == 1
+
+    asyncio.run(story())
+
+
+def test_background_work_does_not_pass_for_a_part_of_the_request_that_started_it():
+    request = contextvars.ContextVar("request", default="none")
+
+    class Asking(Handle):
+        def __getattr__(self, name):
+            seen.append(request.get())
+            return super().__getattr__(name)
+
+    seen = []
+
+    async def story():
+        request.set("a request")
+        registration = Registration(Asking(Directory()), READY, ReplicaStats, on_refused=lambda: None)
+        registration.start()
+        await until(lambda: seen)
+        await registration.leave()
+        assert seen[0] == "none"
+
+    asyncio.run(story())

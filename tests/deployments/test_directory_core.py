@@ -1,0 +1,182 @@
+"""The Directory without Ray: long polls, heartbeats, expiry. Well under a second; time is a list with one number."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from cluster.config import ExpertsSpec
+from cluster.membership import Address, Epoch, Replica, State
+from cluster.placement import contiguous
+from cluster.snapshot import cluster_facts
+from cluster.stats import ReplicaStats, RouterStats
+from deployments.directory_core import ROUTER_TIMEOUT_S, DirectoryCore
+
+HERE = Address("node", "/tmp/s", "127.0.0.1", 7000)
+FACTS = cluster_facts("demo", "ab" * 32, contiguous({0: 4}, 2), ExpertsSpec(groups=2))
+LONG_S = 3600.0
+
+
+@pytest.fixture
+def clock():
+    return [0.0]
+
+
+@pytest.fixture
+def core(clock):
+    return DirectoryCore(FACTS, incarnation="one", clock=lambda: clock[0])
+
+
+def replica(replica_id="a", group="experts-0", state=State.READY):
+    return Replica(replica_id, group, "default", HERE, "ab" * 32, 100.0, state)
+
+
+def test_a_view_the_caller_does_not_know_is_answered_at_once(core):
+    async def story():
+        await core.report(replica(), ReplicaStats())
+        for known in (None, Epoch("one", 0), Epoch("other", 1)):
+            assert (await core.view(known, LONG_S)).replicas == (replica(),)
+
+    asyncio.run(story())
+
+
+def test_a_known_view_is_answered_when_something_changes(core):
+    async def story():
+        first = await core.view(None, LONG_S)
+        polls = [asyncio.create_task(core.view(first.epoch, LONG_S)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert not any(poll.done() for poll in polls)
+        await core.report(replica(), ReplicaStats())
+        views = await asyncio.gather(*polls)
+        assert {view.epoch for view in views} == {Epoch("one", 1)}
+
+    asyncio.run(story())
+
+
+def test_a_heartbeat_that_says_nothing_new_wakes_nobody(core):
+    async def story():
+        await core.report(replica(), ReplicaStats())
+        poll = asyncio.create_task(core.view(Epoch("one", 1), LONG_S))
+        await asyncio.sleep(0)
+        await core.report(replica(), ReplicaStats(rows=5))
+        await asyncio.sleep(0)
+        assert not poll.done()
+        await core.leave("a")
+        assert (await poll).replicas == ()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("timeout_s", [0.01, 0.0])
+def test_a_poll_ends_with_the_same_view_when_its_time_is_up(core, timeout_s):
+    assert asyncio.run(core.view(Epoch("one", 0), timeout_s)).epoch == Epoch("one", 0)
+
+
+def test_a_poller_that_gives_up_leaves_no_trace(core):
+    async def story():
+        poll = asyncio.create_task(core.view(Epoch("one", 0), LONG_S))
+        await asyncio.sleep(0)
+        poll.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await poll
+        assert await core.report(replica(), ReplicaStats())
+
+    asyncio.run(story())
+
+
+def test_a_silent_replica_is_taken_out_and_may_come_back(core, clock):
+    async def story():
+        await core.report(replica(), ReplicaStats())
+        clock[0] = 10.5
+        poll = asyncio.create_task(core.view(Epoch("one", 1), LONG_S))
+        await asyncio.sleep(0)
+        await core.expire()
+        assert (await poll).replicas == ()
+        assert await core.report(replica(), ReplicaStats())
+
+    asyncio.run(story())
+
+
+def test_a_replica_that_left_is_refused(core):
+    async def story():
+        await core.report(replica(), ReplicaStats())
+        await core.leave("a")
+        await core.leave("a")
+        assert not await core.report(replica(), ReplicaStats())
+        assert (await core.view(None, 0)).replicas == ()
+
+    asyncio.run(story())
+
+
+def test_a_lost_replica_is_taken_out_early_only_if_it_is_silent_too(core, clock):
+    async def story():
+        await core.report(replica("dead"), ReplicaStats())
+        await core.report(replica("alive"), ReplicaStats())
+        clock[0] = 2.5
+        await core.report(replica("alive"), ReplicaStats())
+        for replica_id in ("dead", "alive", "alive", "unknown"):
+            await core.lost(replica_id, by="router")
+        assert len((await core.view(None, 0)).replicas) == 2
+        await core.lost("dead", by="router")
+        assert [member.id for member in (await core.view(None, 0)).replicas] == ["alive"]
+
+    asyncio.run(story())
+
+
+def test_health_follows_replicas_and_routers(core, clock):
+    async def story():
+        assert core.health() == (False, ["router", "experts-0", "experts-1"])
+        await core.report_router(RouterStats("r"))
+        await core.report(replica("a"), ReplicaStats())
+        await core.report(replica("b", "experts-1", State.JOINING), ReplicaStats())
+        assert core.health() == (False, ["experts-1"])
+        await core.report(replica("b", "experts-1"), ReplicaStats())
+        assert core.health() == (True, [])
+        clock[0] += ROUTER_TIMEOUT_S + 0.1
+        await core.expire()
+        assert core.health() == (False, ["router"])
+
+    asyncio.run(story())
+
+
+def test_the_snapshot_shows_the_last_report_of_each(core):
+    async def story():
+        await core.report(replica(), ReplicaStats(rows=1))
+        await core.report(replica(), ReplicaStats(rows=2, utilization=0.5))
+        await core.report_router(RouterStats("r", running=1))
+        await core.report_router(RouterStats("r", running=2, critical_share={"experts-0": 0.25}))
+        shown = core.snapshot({"experts-0": 5})
+        (first,) = shown["groups"][0]["replicas"]
+        assert (first["rows"], first["utilization"], first["critical_share"]) == (2, 0.5, 0.25)
+        assert shown["groups"][0]["target_replicas"] == 5
+        assert [router["running"] for router in shown["routers"]] == [2]
+
+    asyncio.run(story())
+
+
+def test_transport_bytes_do_not_fall_when_a_router_goes(core, clock):
+    async def story():
+        await core.report_router(RouterStats("r1", transport_bytes={"stream": 10}))
+        await core.report_router(RouterStats("r2", transport_bytes={"stream": 1, "object_store": 7}))
+        clock[0] = ROUTER_TIMEOUT_S + 0.1
+        await core.report_router(RouterStats("r2", transport_bytes={"stream": 2, "object_store": 7}))
+        await core.expire()
+        shown = core.snapshot({})
+        assert [router["id"] for router in shown["routers"]] == ["r2"]
+        assert shown["transport_bytes"] == {"stream": 12, "object_store": 7}
+        # A router that was only slow comes back with the same counter, which is not added twice.
+        await core.report_router(RouterStats("r1", transport_bytes={"stream": 11}))
+        assert core.snapshot({})["transport_bytes"]["stream"] == 13
+
+    asyncio.run(story())
+
+
+def test_a_restarted_directory_fills_by_the_next_heartbeats(clock):
+    async def story():
+        reborn = DirectoryCore(FACTS, incarnation="two", clock=lambda: clock[0])
+        assert await reborn.report(replica("a"), ReplicaStats(rows=9))
+        assert await reborn.report(replace(replica("b", "experts-1"), state=State.DRAINING), ReplicaStats())
+        view = await reborn.view(Epoch("one", 2), LONG_S)
+        assert (view.epoch.incarnation, [member.id for member in view.replicas]) == ("two", ["a", "b"])
+
+    asyncio.run(story())
