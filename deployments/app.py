@@ -43,7 +43,7 @@ def build(args: AppConfig) -> serve.Application:
         graceful_shutdown_timeout_s=args.ingress.request_timeout_s,
         request_router_config=RequestRouterConfig(request_router_class="deployments.router.affinity:AffinityRouter"),
     ).bind(args, blueprint, directory)
-    return Ingress.options(  # type: ignore[attr-defined, no-any-return]
+    return Ingress.options(  # type: ignore[attr-defined]
         num_replicas=args.ingress.replicas,
         ray_actor_options=args.ingress.resources.ray_actor_options(),
         max_ongoing_requests=4 * args.router.max_queued_requests,

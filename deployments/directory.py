@@ -31,6 +31,8 @@ EXPIRY_PERIOD_S = 0.5
     max_ongoing_requests=1000,
     graceful_shutdown_timeout_s=1,
     graceful_shutdown_wait_loop_s=0.1,
+    # A heartbeat a second from everybody would drown the lines a person looks for.
+    logging_config={"enable_access_log": False},
 )
 class Directory:
     """Membership, long-polled by routers; the source of `/v1/cluster` and `/health`.

@@ -46,7 +46,9 @@ class ExpertPool:
     def __enter__(self) -> ExpertPool:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for process, pipe in self._workers:
             pipe.close()
             process.join(START_S)

@@ -22,7 +22,9 @@ class Continuation:
 
 
 @torch.no_grad()
-def continuations(folder: Path, dtype: torch.dtype, prompts: Sequence[Sequence[int]], tokens: int) -> list[Continuation]:
+def continuations(
+    folder: Path, dtype: torch.dtype, prompts: Sequence[Sequence[int]], tokens: int
+) -> list[Continuation]:
     """Greedy continuations of `tokens` tokens by the whole model, prompt by prompt (grouped_mm)."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, experts_implementation="grouped_mm").eval()
     model.generation_config.eos_token_id = None  # as `ignore_eos` does: the end of a sequence is a token like others

@@ -26,12 +26,16 @@ STOP_S = 60.0
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. ready_s: from the start of the process to a healthy answer. log: its terminal output."""
+    """A running server. started_at: Unix time of its process; ready_s: from then to a healthy answer.
+
+    log: its terminal output.
+    """
 
     url: str
     port: int
     process: subprocess.Popen[bytes]
     log: Path
+    started_at: float
     ready_s: float
 
     def get(self, path: str) -> Any:
@@ -60,7 +64,7 @@ def serving(command: list[str], port: int, log: Path, health: str = "/health") -
         RuntimeError: it ended or was not healthy in time; the message holds the end of its output.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
-    started = time.monotonic()
+    started_at = time.time()
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -68,7 +72,7 @@ def serving(command: list[str], port: int, log: Path, health: str = "/health") -
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_healthy(process, url + health, log)
-        server = Server(url, port, process, log, time.monotonic() - started)
+        server = Server(url, port, process, log, started_at, time.time() - started_at)
         yield server
     finally:
         _stop(process)

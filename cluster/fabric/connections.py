@@ -133,7 +133,7 @@ class Connections:
             self.close(connection)
             return
         if connection.writer.pending_bytes > self._limits.out_bytes:
-            log.warning("closing a connection that does not read its replies")
+            log.warning("closing the connection of a router that does not read its replies")
             self.close(connection)
         elif connection.writer.pending_bytes or connection.events != _READ:
             self.update_events(connection)
@@ -142,11 +142,12 @@ class Connections:
         """Close a connection with a stated reason, as far as its socket takes it now."""
         if not connection.open:
             return
-        log.warning("closing a connection: %s", reason)
         if connection.handshake is None:
+            log.warning("closing the connection of a router: %s", reason)
             body = reason.encode()[:_REASON_BYTES]
             buffers = encode(Kind.ERROR, digest8=self.digest8, status=Status.CLOSING, body=body)
         else:
+            log.info("closing an unauthenticated connection: %s", reason)
             buffers = refusal(reason)
         with suppress(OSError):
             connection.writer.send(connection.sock, buffers)
@@ -207,10 +208,10 @@ class Connections:
     def _accept(self, listener: socket.socket) -> None:
         try:
             sock, _ = listener.accept()
+            sock.setblocking(False)
+            tune(sock)
         except OSError:
             return
-        sock.setblocking(False)
-        tune(sock)
         if len(self._strangers) >= self._limits.strangers:
             self.fail(next(iter(self._strangers)), "too many connections that have not proved the cluster key.")
         handshake = ReplicaHandshake(self._key, self._identity, secrets.token_bytes(NONCE_BYTES))

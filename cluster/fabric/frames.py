@@ -245,7 +245,7 @@ def read_counts(staging: memoryview, start: int, n_counts: int, rows: int) -> Te
 def allocate(frame: Frame, payload_bytes: int) -> memoryview:
     """Give a checked `frame` the buffer of its payload and return the bytes of it."""
     if frame.dtype is not None and frame.kind is not Kind.REFERENCE:
-        frame.tensor = torch.empty((frame.rows, frame.hidden), dtype=frame.dtype)
+        frame.tensor = torch.empty(frame.rows, frame.hidden, dtype=frame.dtype)
         return tensor_bytes(frame.tensor)
     data = bytearray(payload_bytes)
     frame.data = data

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ import torch
 from torch import Tensor
 
 Words = npt.NDArray[Any]
-_WORD = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class RowBuffer:
         size = rows * hidden * dtype.itemsize
         if self._memory.nbytes < size:
             self._memory = np.empty(size, dtype=np.uint8)
-        self._words = self._memory[:size].view(f"i{dtype.itemsize}").reshape(rows, hidden)
+        self._words = self._memory[:size].view(word_type(dtype)).reshape(rows, hidden)
         self._dtype = dtype
 
     def put(self, order: npt.NDArray[np.int64], rows: Tensor) -> None:
@@ -108,7 +108,8 @@ class RowBuffer:
 
     def rows(self) -> Tensor:
         """[R, H]; a view, valid until the next `start`. Every row must have been put."""
-        return torch.from_numpy(self._words).view(self._dtype)
+        rows = torch.from_numpy(self._words)
+        return rows if rows.dtype == self._dtype else rows.view(self._dtype)
 
 
 def combine(rows: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -125,5 +126,11 @@ def combine(rows: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def as_words(tensor: Tensor) -> Words:
-    """The memory of a CPU tensor as an array of integers of its width: numpy has no bfloat16, and bits stay bits."""
-    return tensor.view(_WORD[tensor.dtype.itemsize]).numpy()
+    """The memory of a CPU tensor as an array; integers of its width for bfloat16, which numpy does not know."""
+    return (tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+
+
+@cache
+def word_type(dtype: torch.dtype) -> np.dtype[Any]:
+    """What `as_words` makes of `dtype`."""
+    return as_words(torch.empty(0, dtype=dtype)).dtype

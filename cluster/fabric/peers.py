@@ -107,6 +107,8 @@ class Peers:
     def usable(self, group: str, now: float) -> Sequence[Peer]:
         """The ready peers of `group` that have not failed lately; if none, those whose time for a retry has come."""
         ready = self._ready.get(group, ())
+        if len(ready) == 1:
+            return ready if now >= ready[0].retry_at_s else ()
         good = [peer for peer in ready if not peer.is_avoided(now)]
         return good or [peer for peer in ready if now >= peer.retry_at_s]
 

@@ -81,6 +81,7 @@ class ExpertServer:
     ) -> None:
         self._shape = shape
         self._unix_path = unix_path
+        self._unix_bound = False
         self._host = host
         self._port = 0
         self._references = references
@@ -100,6 +101,7 @@ class ExpertServer:
             raise ConfigError("an expert server needs a Unix socket path or a host to listen on.")
         if self._unix_path is not None:
             self._connections.listen(listen_unix(self._unix_path))
+            self._unix_bound = True
         if self._host is not None:
             listener = listen_tcp(self._host)
             self._port = listener.getsockname()[1]
@@ -177,7 +179,8 @@ class ExpertServer:
 
     def _clean_up(self) -> None:
         self._connections.close_all()
-        if self._unix_path is not None:
+        # A path that could not be bound may belong to somebody else.
+        if self._unix_bound and self._unix_path is not None:
             unlink(self._unix_path)
         self._waker.close()
         self._waken.close()
@@ -256,9 +259,13 @@ class ExpertServer:
         return payload
 
     def _release(self, connection: Connection, sequence: int) -> None:
-        if sequence in connection.references and self._references is not None:
-            self._held_references -= 1
+        if sequence not in connection.references or self._references is None:
+            return
+        self._held_references -= 1
+        try:
             self._references.release(connection.references.pop(sequence))
+        except Exception:
+            log.exception("a result could not be released")
 
     def _on_gone(self, connection: Connection) -> None:
         self._device.drop(connection)

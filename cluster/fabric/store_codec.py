@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import FrameError
-from cluster.fabric.packing import Words, as_words
+from cluster.fabric.packing import Words, as_words, word_type
 
 READ_TIMEOUT_S = 5.0
 _CODES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -124,5 +124,5 @@ class _Array:
 
     def check(self, words: Words) -> None:
         """Whether the object is what it was said to be."""
-        if words.shape != (self.rows, self.hidden) or words.dtype.itemsize != self.dtype.itemsize:
+        if words.shape != (self.rows, self.hidden) or words.dtype != word_type(self.dtype):
             raise FrameError(f"an object of {words.shape} {words.dtype} for {self.rows} x {self.hidden} {self.dtype}.")

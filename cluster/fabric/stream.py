@@ -23,6 +23,7 @@ from cluster.fabric.transport import Batch, Call
 from cluster.membership import Replica
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_LONGEST_DEADLINE_S = 1e6
 
 
 class StreamTransport:
@@ -99,16 +100,15 @@ class StreamTransport:
     def wait(self, calls: Collection[Call], timeout_s: float) -> list[Call]:
         """The calls among `calls` that are done; see `Transport.wait`."""
         give_up_at = time.monotonic() + timeout_s
+        expired = False
         while True:
             done = [call for call in calls if call.done]
-            if done:
+            if done or expired:
                 return sorted(done, key=_arrival) if len(done) > 1 else done
             left_s = give_up_at - time.monotonic()
-            ready = self._selector.select(max(0.0, left_s))
-            for key, events in ready:
+            expired = left_s <= 0
+            for key, events in self._selector.select(max(0.0, left_s)):
                 self._serve(key.data, events)
-            if not ready and left_s <= 0:
-                return []
 
     def forget(self, call: Call) -> None:
         """Drop the result when it comes; a reference is released then."""
@@ -151,7 +151,7 @@ class StreamTransport:
             rows=rows,
             hidden=hidden,
             dtype=dtype,
-            deadline_ms=math.ceil(deadline_s * 1000),
+            deadline_ms=math.ceil(min(max(deadline_s, 0.0), _LONGEST_DEADLINE_S) * 1000),
             counts=counts,
             body=body,
         )

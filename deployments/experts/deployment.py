@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 class ExpertGroup:
     """Loads its experts, serves their rows, reports to the Directory, and drains before it goes."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
         args: AppConfig,
         blueprint: Blueprint,
@@ -93,9 +93,7 @@ class ExpertGroup:
 
     def _stats(self) -> ReplicaStats:
         stats = self._replica.server.stats()
-        return ReplicaStats(
-            rows=stats.rows, utilization=self._meter.share(stats.busy_s), queue_rows=stats.queue_rows
-        )
+        return ReplicaStats(rows=stats.rows, utilization=self._meter.share(stats.busy_s), queue_rows=stats.queue_rows)
 
     def _on_refused(self) -> None:
         self._refused = True

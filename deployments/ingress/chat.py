@@ -35,6 +35,8 @@ class ChatTokenizer:
         self._tokenizer = tokenizer
         self.special_ids = frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
         self.roles = frozenset(role for role in _ROLES if self._shows(role)) if tokenizer.chat_template else frozenset()
+        if tokenizer.chat_template and not self.roles:
+            log.warning("the chat template shows no message of any role; every chat will be refused")
         self._added: dict[int, str] = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
         decoder = repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None))
         self._byte_level = "ByteLevel" in decoder
@@ -59,7 +61,7 @@ class ChatTokenizer:
         Raises:
             RequestError: naming the first message the template rejects or leaves out.
         """
-        if not self.roles:
+        if not self._tokenizer.chat_template:
             raise RequestError("This model has no chat template; use /v1/completions.", "messages", "no_chat_template")
         renamed = [dict(item) for item in messages]
         for i, message in enumerate(renamed):

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from cluster.checkpoint import load_router_model, parameter_bytes
 from cluster.errors import ConfigError, ExpertScaleError, UnsupportedModelError
 from cluster.load_plan import LoadPlan
 from deployments.router import attention, probe
@@ -118,6 +119,16 @@ class Backbone:
         """Bytes of keys and values, allocated once at start-up."""
         return self._cache.pool_bytes
 
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of the model's weights; none of them an expert's."""
+        return parameter_bytes(self._model)
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of the model's weights, experts left out."""
+        return sum(weight.numel() * weight.element_size() for weight in self._model.parameters())
+
     def forward(self, step: StepInput) -> Tensor:
         """Write the step's keys and values, return the float32 logits [S, V] of `step.logits_rows`."""
         return self._forward(step, self._cache)
@@ -145,11 +156,11 @@ class Backbone:
     def _paged_step(self, step: StepInput, cache: PagedKVCache, padding: int) -> attention.PagedStep:
         size, slices = cache.page_tokens, step.slices
         layout = StepLayout(slices, step.decode_slices, size, cache.null_page, dtype=self._dtype, device=self._device)
-        cache.slots = layout.slots
-        if not self._batch_invariant:
-            return attention.PagedStep(cache, layout, self._projections)
-        cache.slots = torch.cat((layout.slots, layout.slots.new_full((padding,), cache.spill_page * size)))
-        rowwise = RowwiseAttention(slices, size, cache.null_page, cache.spill_page, self._device)
+        spill = layout.slots.new_full((padding,), cache.spill_page * size)
+        cache.begin_step(torch.cat((layout.slots, spill)) if padding else layout.slots, layout.fresh_pages)
+        rowwise = None
+        if self._batch_invariant:
+            rowwise = RowwiseAttention(slices, size, cache.null_page, cache.spill_page, self._device)
         return attention.PagedStep(cache, layout, self._projections, rowwise)
 
     def _tensor(self, numbers: list[int]) -> Tensor:
@@ -216,8 +227,6 @@ def load_backbone(
     Raises:
         CheckpointError, UnsupportedModelError, ConfigError: as `load_router_model` and `Backbone`.
     """
-    from cluster.checkpoint import load_router_model
-
     switch = MoeSwitch(moe)
     model = load_router_model(path, plan, dtype=dtype, device=device, moe=switch)
     return Backbone(

@@ -19,11 +19,14 @@ from deployments.node import device_of, node_id
 from deployments.router.outbox import generate
 
 
-@serve.deployment(name="Router")
+# The Ingress logs every request already.
+@serve.deployment(name="Router", logging_config={"enable_access_log": False})
 class Router:
     """Generates tokens: streams `TokenChunk`s for a `GenerationRequest`, raises errors of `cluster.errors`."""
 
-    async def __init__(self, args: AppConfig, blueprint: Blueprint, directory: DeploymentHandle) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, args: AppConfig, blueprint: Blueprint, directory: DeploymentHandle
+    ) -> None:
         # torch and transformers: only replicas pay for the import, not the process that builds the application.
         from deployments.router.load import LoadMeter
         from deployments.router.runtime import RouterRuntime

@@ -263,13 +263,9 @@ class Engine:
             # What its pages hold may be as broken as its logits: nobody shall reuse them.
             self._fail(live, outcome, forget=True)
             return
-        sequence.append(outcome.token, self._backbone.eos_token_ids)
+        chunk = sequence.append(outcome.token, self._backbone.eos_token_ids, outcome.logprob)
         self._tokens_generated += 1
-        cached = 0 if sequence.emitted else sequence.cached_tokens
-        self._cached_tokens += cached
-        sequence.emitted = True
-        logprobs = None if outcome.logprob is None else (outcome.logprob,)
-        chunk = TokenChunk(sequence.choice, (outcome.token,), logprobs, sequence.finish_reason, cached)
+        self._cached_tokens += chunk.cached_tokens
         if sequence.finish_reason is not None:
             self._release([sequence])
         finished = all(other.finish_reason for other in live.sequences)
@@ -313,5 +309,9 @@ class Engine:
 
     def _fail_all(self, error: Exception) -> None:
         self._intake()
-        for live in dict.fromkeys(self._owner.values()):
-            self._fail(live, error)
+        owners = dict.fromkeys(self._owner.values())
+        for live in owners:  # everybody is told, even if the pool turns out to be what is broken
+            if self._end(live):
+                self._emit(live, copy.copy(error))
+        for live in owners:
+            self._release(live.sequences)

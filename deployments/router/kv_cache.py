@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cluster.errors import ConfigError, UnsupportedModelError
@@ -57,7 +58,7 @@ class PagedKVCache:
 
     A layer's tensor is made by `reserve`, or by the first `update` of that layer where nothing was reserved.
     latent_layers: layers whose `update` receives (latent, rotary key) instead of (key, value).
-    Set `slots` [T] before each forward pass.
+    Call `begin_step` before each forward pass.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class PagedKVCache:
         self.num_pages = num_pages
         self.page_tokens = page_tokens
         self.shapes: dict[int, RowShape] = {}
-        self.slots = torch.zeros(0, dtype=torch.long, device=device)
+        self._slots = torch.zeros(0, dtype=torch.long, device=device)
+        self._fresh_pages = self._slots
         self._latent_layers = frozenset(latent_layers)
         self._dtype = dtype
         self._device = device
@@ -100,25 +102,32 @@ class PagedKVCache:
         for layer, shape in shapes.items():
             self._allocate(layer, shape)
 
+    def begin_step(self, slots: Tensor, fresh_pages: Tensor) -> None:
+        """Where the step's T rows go, and which pages it writes from their first row on: those are zeroed.
+
+        Slots past a sequence's end are masked by a weight of 0, and 0 x inf is NaN: without the zeroing, a sequence
+        that overflowed would spoil the next owner of its pages.
+        """
+        self._slots, self._fresh_pages = slots, fresh_pages
+
     def update(self, first: Tensor, second: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Write the step's rows, [1, heads, T, width] each, to `slots`; returns the arguments (the new rows only)."""
+        """Write the step's rows, [1, heads, T, width] each, to their slots; returns the arguments (the new rows only)."""
         if layer_idx not in self._pools:
             heads, key, value = first.shape[1], first.shape[3], second.shape[3]
             latent = layer_idx in self._latent_layers
             self._allocate(layer_idx, RowShape(heads, key + value if latent else key, 0 if latent else value, latent))
-        rows = torch.cat((first[0], second[0]), dim=-1).transpose(0, 1).flatten(1)
-        # Slots past a sequence's end are masked by a weight of 0, and 0 x inf is NaN: without this, one sequence's
-        # overflow would reach the next owner of its page.
-        rows = torch.nan_to_num(rows)
         pool = self._pools[layer_idx]
-        pool.view(-1, rows.shape[1]).index_copy_(0, self.slots, rows.to(pool.dtype))
+        if self._fresh_pages.numel():
+            pool.index_fill_(0, self._fresh_pages, 0)
+        rows = torch.cat((first[0], second[0]), dim=-1).transpose(0, 1).flatten(1)
+        pool.view(-1, rows.shape[1]).index_copy_(0, self._slots, rows)
         return first, second
 
     def gather(self, layer: int, pages: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of page tables [B, P]: [B, P * page_tokens, heads, width] each; latent rows are both."""
         shape = self.shapes[layer]
-        rows = self._pools[layer].index_select(0, pages.flatten())
-        rows = rows.view(pages.shape[0], pages.shape[1] * self.page_tokens, shape.heads, shape.key + shape.value)
+        rows = F.embedding(pages, self._pools[layer])
+        rows = rows.view(pages.shape[0], -1, shape.heads, shape.key + shape.value)
         if shape.latent:
             return rows, rows
         return rows[..., : shape.key], rows[..., shape.key :]

@@ -69,6 +69,11 @@ class RouterRuntime:
             max_queued_requests=router.max_queued_requests,
         )
 
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of the weights in this process; no expert's, unless the transport is `local`."""
+        return self.backbone.parameter_bytes
+
     def start(self) -> None:
         """Start the engine's thread."""
         self.engine.start()
@@ -93,9 +98,7 @@ def _transport(
     return store if experts.transport == "object_store" else AutoTransport(stream, store, experts.auto_threshold_bytes)
 
 
-def _local_groups(
-    blueprint: Blueprint, experts: ExpertsSpec, router: RouterSpec, device: str
-) -> dict[str, Compute]:
+def _local_groups(blueprint: Blueprint, experts: ExpertsSpec, router: RouterSpec, device: str) -> dict[str, Compute]:
     plan = blueprint.plan
     groups: dict[str, Compute] = {}
     for name, chosen in zip(experts.group_names, blueprint.placement.groups, strict=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.errors import RequestError
-from deployments.generation import FinishReason, GenerationRequest
+from deployments.generation import FinishReason, GenerationRequest, TokenChunk, TokenLogprob
 from deployments.router.page_pool import page_digest
 from deployments.router.step import BackboneLike
 
@@ -62,14 +62,18 @@ class Sequence:
             self.digests.append(page_digest(previous, self.tokens[start : start + page_tokens]))
         return self.digests[:pages]
 
-    def append(self, token: int, eos_token_ids: frozenset[int]) -> None:
-        """Add a sampled token and decide whether it ends the choice."""
+    def append(self, token: int, eos_token_ids: frozenset[int], logprob: TokenLogprob | None = None) -> TokenChunk:
+        """Add a sampled token, decide whether it ends the choice, and return the chunk that says so."""
+        cached = 0 if self.emitted else self.cached_tokens
+        self.emitted = True
         self.tokens.append(token)
         sampling = self.request.sampling
         if token in sampling.stop_token_ids or (token in eos_token_ids and not sampling.ignore_eos):
             self.finish_reason = "stop"
         elif len(self.tokens) >= self.limit:
             self.finish_reason = "length"
+        logprobs = None if logprob is None else (logprob,)
+        return TokenChunk(self.choice, (token,), logprobs, self.finish_reason, cached)
 
 
 def make_sequences(request: GenerationRequest, backbone: BackboneLike, arrival: int) -> list[Sequence]:

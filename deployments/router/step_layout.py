@@ -52,7 +52,7 @@ class PrefillChunk:
 class StepLayout:
     """The geometry of one step; every list is built at its first use, per sliding window.
 
-    slots: [T] where the step's rows are written. dtype: of the masks. `sink` adds the null page behind the others:
+    slots: [T] where the step's rows are written; fresh_pages: those written from their first row on. dtype: of the masks. `sink` adds the null page behind the others:
     a key of zeros whose mask entry is free for an attention sink.
     """
 
@@ -74,7 +74,10 @@ class StepLayout:
         self._device = device
         self._decode: dict[tuple[int | None, bool], list[DecodeBucket]] = {}
         self._prefill: dict[tuple[int | None, bool], list[PrefillChunk]] = {}
-        self.slots = torch.tensor([slot for part in slices for slot in self._slots(part)], device=device)
+        slots = [slot for part in slices for slot in self._slots(part)]
+        self.slots = torch.tensor(slots, dtype=torch.long, device=device)
+        fresh = [slot // page_tokens for slot in slots if slot % page_tokens == 0]
+        self.fresh_pages = torch.tensor(fresh, dtype=torch.long, device=device)
 
     def decode(self, window: int | None, sink: bool) -> list[DecodeBucket]:
         """Buckets of the decode rows."""

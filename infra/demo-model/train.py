@@ -1,10 +1,10 @@
 """Train the demo model on the corpus, on two CPU threads.
 
-    python infra/demo-model/train.py --build BUILD --steps 2600
+    python infra/demo-model/train.py --build BUILD --steps 1000
 
 reads BUILD/corpus.json (see corpus.py), writes the Hugging Face folder `checkpoint/` beside this file, and
 BUILD/log.jsonl. The result depends on the corpus, the seed, the number of steps and the thread count, not on the clock.
-The learning rate is constant until its last quarter (warm-up, stable, decay: Hu et al. 2024, MiniCPM), so the length of
+The learning rate is constant until its last fifth (warm-up, stable, decay: Hu et al. 2024, MiniCPM), so the length of
 a run can still be changed before that: --resume with another --steps continues as a run of that length would have.
 """
 
@@ -27,7 +27,7 @@ SEED = 0
 STEP_TOKENS = 3072  # per step, in rows that are dealt to the domains in turn
 LENGTH, LONG_LENGTH, LONG_EVERY = 256, 1024, 8  # every eighth step has rows as long as the model may see
 CHAT_ROWS = 3  # of a short step's 12 rows, one per domain, are chat samples
-PEAK_RATE, WARMUP_STEPS, DECAY_SHARE = 2e-3, 60, 0.25
+PEAK_RATE, WARMUP_STEPS, DECAY_SHARE = 2e-3, 60, 0.2
 BALANCE_WEIGHT, WITHIN_DOMAIN = 0.01, 0.5
 LOG_EVERY, SAVE_EVERY = 10, 100  # steps
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2  # the order of SPECIAL_TOKENS
@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--build", type=Path, required=True, help="folder with corpus.json; receives log and state")
     parser.add_argument("--out", type=Path, default=CHECKPOINT, help="Hugging Face folder to write")
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true", help="continue from BUILD/state.pt")
     args = parser.parse_args()

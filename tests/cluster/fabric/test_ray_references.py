@@ -18,6 +18,7 @@ import ray
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray._private.internal_api import node_stats
 
 from cluster.errors import FrameError, ReplicaLostError
 from cluster.fabric.local import LocalTransport
@@ -74,7 +75,7 @@ class ExpertHost:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The cluster's GCS address."""
+    """The address of the cluster."""
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
     try:
         yield ray.get_runtime_context().gcs_address
@@ -101,10 +102,6 @@ def view(hosts: list[Any]) -> View:
 
 def store_bytes() -> int:
     """Bytes of the node's object store in use."""
-    from ray._private.internal_api import get_state_from_address, node_stats
-
-    address = ray.get_runtime_context().gcs_address
-    get_state_from_address(address)
     node = ray.nodes()[0]
     stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
     return int(stats.store_stats.object_store_bytes_used)
@@ -201,21 +198,23 @@ def test_scatters_over_ray_give_the_same_bits_as_local_experts(view: View) -> No
 def test_ten_thousand_scatters_leave_nothing_behind(hosts: list[Any], view: View) -> None:
     transport = ObjectStoreTransport(small.new_stream(), RayReferences())
     dispatcher = small.dispatcher(transport, view)
-    layer = small.layer_input(4, torch.float32)
+    hidden, index, weight = small.layer_input(4, torch.float32)
+    # All rows to one group: half the objects of two, and as many scatters.
+    layer = hidden, index % (small.EXPERTS // small.GROUPS), weight
     expected = dispatcher.scatter_gather(small.LAYER, *layer)
     ray.get([member.drop.remote() for member in hosts])
 
-    def held() -> list[tuple[int, int]]:
-        return ray.get([member.held.remote() for member in hosts])
+    def held() -> tuple[int, int, int, int]:
+        """Objects held here and there, results not released there, bytes in the store."""
+        return held_references(), *ray.get(hosts[0].held.remote()), store_bytes()
 
-    eventually(lambda: all(held_by_server == 0 for _, held_by_server in held()))
-    before = held_references(), held(), store_bytes()
+    eventually(lambda: held()[2] == 0)
+    before = held()
     start_s = time.monotonic()
     for _ in range(SCATTERS):
         output = dispatcher.scatter_gather(small.LAYER, *layer)
-    rate = SCATTERS / (time.monotonic() - start_s)
-    print(f"{rate:.0f} scatters/s through the object store, {small.GROUPS} groups")
+    print(f"{SCATTERS / (time.monotonic() - start_s):.0f} scatters/s through the object store")
     assert torch.equal(output, expected)
     assert dispatcher.stats().resends == 0
-    eventually(lambda: (held_references(), held(), store_bytes()) == before)
+    eventually(lambda: held() == before)
     transport.close()

@@ -136,7 +136,7 @@ def test_fields_that_ask_for_nothing_are_accepted() -> None:
     harmless = {"metadata": {"a": "b"}, "store": True, "service_tier": "auto", "safety_identifier": "x", "stop": None}
     chat(service, extra_body=neutral | harmless | {"logit_bias": None, "n": None, "top_k": -1, "temperature": 0})
     echoed = {"role": "assistant", "content": "a", "refusal": None, "tool_calls": None, "annotations": []}
-    use(service, lambda c: c.chat.completions.create(model="demo", messages=[*MESSAGES, echoed]))  # type: ignore[list-item]
+    use(service, lambda c: c.chat.completions.create(model="demo", messages=[*MESSAGES, echoed]))
     complete(service, echo=False, suffix="", best_of=1)
     assert [request.sampling.top_k for request in router(service).requests] == [0, 0, 0]
 
@@ -232,7 +232,7 @@ def test_events_on_the_wire_have_the_fields_clients_look_for() -> None:
 
 
 def test_choices_are_kept_apart() -> None:
-    def script(request: GenerationRequest) -> Iterable[TokenChunk]:
+    def script(_request: GenerationRequest) -> Iterable[TokenChunk]:
         for choice, text in enumerate(("first", "second", "third")):
             yield TokenChunk(choice, tuple(TOKENIZER.text_tokens(text)), None, "length")
 
@@ -256,7 +256,7 @@ def test_stop_string_ends_text_usage_and_the_work(streaming: bool) -> None:
     """Token by token "one ST", "OP two": the stop string crosses a border, and the router would go on for ever."""
     pieces = ("one", " S", "TO", "P", " two")
 
-    def script(request: GenerationRequest) -> Iterable[TokenChunk | str]:
+    def script(_request: GenerationRequest) -> Iterable[TokenChunk | str]:
         for piece in pieces:
             for token in TOKENIZER.text_tokens(piece):
                 yield TokenChunk(0, (token,))
@@ -279,7 +279,7 @@ def test_stop_string_ends_text_usage_and_the_work(streaming: bool) -> None:
 
 
 def logprob_script(text: str) -> Script:
-    def script(request: GenerationRequest) -> Iterable[TokenChunk]:
+    def script(_request: GenerationRequest) -> Iterable[TokenChunk]:
         for token in TOKENIZER.text_tokens(text):
             top = ((token, -0.5), (5, float("-inf")))
             yield TokenChunk(0, (token,), (TokenLogprob(token, -0.5, top),))
@@ -336,7 +336,7 @@ def test_errors_before_the_first_token_have_their_own_status(
     error: Exception, status: int, kind: str, stream: bool
 ) -> None:
     async def call() -> httpx.Response:
-        async with http(make_service(lambda request: [error])) as client:
+        async with http(make_service(lambda _: [error])) as client:
             return await client.post(CHAT, json={"model": "demo", "messages": MESSAGES, "stream": stream})
 
     response = asyncio.run(call())
@@ -348,10 +348,10 @@ def test_errors_before_the_first_token_have_their_own_status(
 
 
 def test_error_in_mid_stream_is_the_last_event() -> None:
-    script: Script = lambda request: [  # noqa: E731
-        TokenChunk(0, tuple(TOKENIZER.text_tokens("one"))),
-        ExpertsUnavailableError("experts-2 is gone"),
-    ]
+    def script(_request: GenerationRequest) -> Iterable[TokenChunk | Exception]:
+        yield TokenChunk(0, tuple(TOKENIZER.text_tokens("one")))
+        yield ExpertsUnavailableError("experts-2 is gone")
+
     *_, last = events(make_service(script), CHAT, {"model": "demo", "messages": MESSAGES, "stream": True})
     assert json.loads(last)["error"]["type"] == "experts_unavailable"
     with pytest.raises(openai.APIError, match="experts-2 is gone"):
@@ -360,7 +360,7 @@ def test_error_in_mid_stream_is_the_last_event() -> None:
 
 def test_stream_of_the_router_that_ends_early_is_an_error() -> None:
     with pytest.raises(openai.InternalServerError, match="before every choice"):
-        chat(make_service(lambda request: [TokenChunk(0, (5,))]))
+        chat(make_service(lambda _: [TokenChunk(0, (5,))]))
 
 
 # The other routes

@@ -16,16 +16,16 @@ from deployments.ingress.service import Service
 from tests.deployments.ingress.fakes import TOKENIZER, FakeRouter, http, make_service
 
 
-def half_an_answer(request: GenerationRequest) -> Iterable[TokenChunk | str]:
+def half_an_answer(_request: GenerationRequest) -> Iterable[TokenChunk | str]:
     yield TokenChunk(0, tuple(TOKENIZER.text_tokens("half an answer")))
     yield "hang"
 
 
-def nothing(request: GenerationRequest) -> Iterable[str]:
+def nothing(_request: GenerationRequest) -> Iterable[str]:
     yield "hang"
 
 
-def endless(request: GenerationRequest) -> Iterable[TokenChunk]:
+def endless(_request: GenerationRequest) -> Iterable[TokenChunk]:
     while True:
         yield TokenChunk(0, (5,))
 

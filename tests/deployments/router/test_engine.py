@@ -1,4 +1,4 @@
-"""The engine end to end over a fake model: right tokens whatever the batch, one end per request, no page left. 8 s."""
+"""The engine end to end over a fake model: right tokens whatever the batch, one end per request, no page left. About 5 s."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_failed_step_fails_its_requests_only_and_the_engine_goes_on(caplog: py
     inboxes = [submit(engine, make_request([5, index], f"r{index}")) for index in range(1, 5)]
     engine.turn()
 
-    def fail_once(step: StepInput) -> None:
+    def fail_once(_: StepInput) -> None:
         backbone.before_forward = None
         raise ZeroDivisionError
 
@@ -173,7 +173,7 @@ def test_unavailable_experts_fail_the_step_with_that_error() -> None:
     backbone = FakeBackbone()
     engine = make_engine(backbone)
 
-    def unavailable(step: StepInput) -> None:
+    def unavailable(_: StepInput) -> None:
         raise ExpertsUnavailableError("No replica of experts-1 answered.")
 
     backbone.before_forward = unavailable
@@ -296,7 +296,7 @@ def test_a_consumer_that_raises_loses_its_request_only(caplog: pytest.LogCapture
     backbone = FakeBackbone()
     engine = make_engine(backbone)
 
-    def broken(item: object) -> None:
+    def broken(_: object) -> None:
         raise OSError("gone")
 
     engine.submit(make_request([1], "broken"), broken)
@@ -373,7 +373,7 @@ def test_drain_finishes_what_runs_refuses_what_comes_and_says_when_time_is_up() 
     backbone = FakeBackbone()
     entered, leave = threading.Event(), threading.Event()
 
-    def hold(step: StepInput) -> None:
+    def hold(_: StepInput) -> None:
         entered.set()
         assert leave.wait(30)
 
@@ -393,7 +393,7 @@ def test_stop_does_not_wait_for_ever_for_a_step_that_hangs() -> None:
     backbone = FakeBackbone()
     entered, leave = threading.Event(), threading.Event()
 
-    def hang(step: StepInput) -> None:
+    def hang(_: StepInput) -> None:
         entered.set()
         assert leave.wait(30)
 
@@ -484,7 +484,7 @@ def test_any_workload_equals_the_sequential_oracle(
 ) -> None:
     backbone = FakeBackbone(num_pages=num_pages)
 
-    def maybe_fail(step: StepInput) -> None:
+    def maybe_fail(_: StepInput) -> None:
         if len(backbone.steps) == fail_at:
             raise ExpertsUnavailableError("gone")
 

@@ -125,7 +125,7 @@ class ScriptedEngine:
         self.items = items
         self.cancelled: list[str] = []
 
-    def submit(self, request: GenerationRequest, emit: Callable[[TokenChunk | Exception], None]) -> None:
+    def submit(self, _: GenerationRequest, emit: Callable[[TokenChunk | Exception], None]) -> None:
         for item in self.items:
             emit(item)
 

@@ -89,10 +89,16 @@ def test_no_more_sequences_run_than_allowed() -> None:
 
 def test_a_prompt_waits_until_all_its_pages_and_one_more_are_available() -> None:
     scheduler = make_scheduler(pages=4)
-    first, second = arrive(scheduler, [1] * 4, [2] * 9, max_tokens=2)
+    first, second = arrive(scheduler, [1] * 3, [2] * 9, max_tokens=2)
     assert run(scheduler).sequences == [first]
     assert run(scheduler).sequences == [first], "three pages are available, and three plus one are needed"
-    assert run(scheduler).sequences == [second], "alone it needs none to spare"
+    assert run(scheduler).sequences == [second]
+
+
+def test_a_prompt_that_needs_the_whole_pool_runs_alone() -> None:
+    scheduler = make_scheduler(pages=4)
+    first, second = arrive(scheduler, [1], [2] * 15, max_tokens=2)
+    assert [run(scheduler).sequences for _ in range(3)] == [[first], [first], [second]]
 
 
 def test_waiting_sequences_do_not_overtake() -> None:

@@ -1,0 +1,45 @@
+"""What all end-to-end modules share: the whole demo model in this process, as the reference of every answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.serving import ROOT
+
+CHECKPOINT = ROOT / "infra" / "demo-model" / "checkpoint"
+MODEL = "expertscale-demo"
+
+
+class WholeModel:
+    """transformers' own answers, greedy, in fp32."""
+
+    def __init__(self) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+        self.model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+
+    def chat(self, messages: Sequence[dict[str, str]], max_tokens: int) -> str:
+        """The assistant's text."""
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return self._continue(list(ids), max_tokens)
+
+    def complete(self, text: str, max_tokens: int) -> str:
+        """The text that follows `text`."""
+        return self._continue(self.tokenizer(text)["input_ids"], max_tokens)
+
+    @torch.no_grad()
+    def _continue(self, ids: list[int], max_tokens: int) -> str:
+        prompt = torch.tensor([ids])
+        output: Any = self.model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_tokens, do_sample=False
+        )
+        return self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+
+
+@pytest.fixture(scope="session")
+def whole_model() -> WholeModel:
+    return WholeModel()

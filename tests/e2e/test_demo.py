@@ -1,0 +1,194 @@
+"""`make serve` with the demo config, as a user sees it: the terminal, curl's requests, the openai client, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from tests.e2e.conftest import MODEL, WholeModel
+from tests.serving import ROOT, Server, free_port, launch, serving, wait_for
+
+DEMO = ROOT / "deployments" / "configs" / "demo.yaml"
+CHATS = (
+    [{"role": "user", "content": "def main():"}],
+    [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "What is a file descriptor?"}],
+    [{"role": "user", "content": "如何列出文件？"}],
+)
+PROMPTS = ("import os\nimport sys\n\n", "The program reads", "选项\n", "x")
+START_RATIO = 1.5
+
+
+@pytest.fixture(scope="module")
+def weightless_s(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Seconds from `serve run` to the first answer of an application of the same shape without weights."""
+    folder = tmp_path_factory.mktemp("weightless")
+    port = free_port()
+    config = folder / "serve.yaml"
+    application = {"name": "weightless", "route_prefix": "/", "import_path": "tests.e2e.weightless:build"}
+    config.write_text(json.dumps({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}))
+    command = [str(Path(sys.executable).with_name("serve")), "run", str(config)]
+    with serving(command, port, folder / "log") as server:
+        return server.ready_s
+
+
+@pytest.fixture(scope="module")
+def server(weightless_s: float, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # noqa: ARG001
+    """The demo, started after the weightless one has stopped."""
+    port = free_port()
+    with serving(launch(DEMO, port), port, tmp_path_factory.mktemp("demo") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_starting_costs_little_more_than_an_application_without_weights(
+    server: Server, client: openai.OpenAI, weightless_s: float, record_property: Any
+) -> None:
+    run = next(p for p in psutil.Process(server.process.pid).children() if "serve" in " ".join(p.cmdline()))
+    client.chat.completions.create(model=MODEL, messages=CHATS[0], max_tokens=1)
+    # Healthy means that a router and every group are ready, so what the completion itself takes is the rest.
+    ready_at = server.started_at + server.ready_s
+    demo_s = ready_at - run.create_time()
+    record_property("start_s", round(demo_s, 1))
+    record_property("weightless_s", round(weightless_s, 1))
+    assert demo_s <= START_RATIO * weightless_s, f"{demo_s:.1f} s against {weightless_s:.1f} s without weights"
+
+
+def test_terminal_shows_url_curl_line_and_what_is_running(server: Server) -> None:
+    text = wait_for(lambda: (t := server.log.read_text()) and "Ctrl-C stops everything" in t and t, 30, "the banner")
+    assert f"ExpertScale serves {MODEL} at {server.url}" in text
+    assert f"curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' -d '" in text
+    for line in ("routers    1", *(f"experts-{index}  1 of 1 replicas ready" for index in range(4))):
+        assert line in text
+
+
+@pytest.mark.parametrize("messages", CHATS)
+def test_greedy_chat_equals_the_whole_model(
+    messages: list[Any], client: openai.OpenAI, whole_model: WholeModel
+) -> None:
+    wanted = whole_model.chat(messages, 40)
+    asked: dict[str, Any] = {"model": MODEL, "messages": messages, "max_tokens": 40, "temperature": 0}
+    answer = client.chat.completions.create(**asked)
+    assert answer.choices[0].message.content == wanted
+    streamed = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed if chunk.choices) == wanted
+    assert streamed[-1].usage is not None
+    assert answer.usage is not None
+    assert streamed[-1].usage.completion_tokens == answer.usage.completion_tokens
+
+
+def test_greedy_completions_equal_the_whole_model_all_at_once(client: openai.OpenAI, whole_model: WholeModel) -> None:
+    wanted = [whole_model.complete(prompt, 32) for prompt in PROMPTS]
+    answer = client.completions.create(model=MODEL, prompt=list(PROMPTS), max_tokens=32, temperature=0)
+    assert [choice.text for choice in sorted(answer.choices, key=lambda choice: choice.index)] == wanted
+
+
+def test_same_seed_gives_same_tokens_whatever_else_is_in_the_batch(client: openai.OpenAI) -> None:
+    def sample(_: int = 0) -> str:
+        asked = {"model": MODEL, "prompt": "The file", "max_tokens": 24, "temperature": 1.0, "seed": 7}
+        return client.completions.create(**asked).choices[0].text
+
+    def noise(seed: int) -> None:
+        client.completions.create(model=MODEL, prompt="def f" * (seed + 1), max_tokens=40, seed=seed)
+
+    alone = sample()
+    with ThreadPoolExecutor(12) as pool:
+        others = [pool.submit(noise, seed) for seed in range(8)]
+        crowded = list(pool.map(sample, range(4)))
+        for other in others:
+            other.result()
+    assert crowded == [alone] * 4
+
+
+def test_cluster_shows_groups_routers_and_bytes(server: Server) -> None:
+    shown = server.get("/v1/cluster")
+    assert shown["model"] == MODEL
+    assert len(bytes.fromhex(shown["digest"])) == 32
+    assert [group["name"] for group in shown["groups"]] == [f"experts-{index}" for index in range(4)]
+    for group in shown["groups"]:
+        assert group["target_replicas"] == 1
+        assert [replica["state"] for replica in group["replicas"]] == ["ready"]
+        assert group["replicas"][0]["rows"] > 0
+    assert len(shown["routers"]) == 1
+    assert shown["transport_bytes"]["stream"] > 0
+    assert shown["transport_bytes"]["object_store"] == 0
+    assert server.get("/health") == {"status": "ok", "missing": []}
+    assert [model["id"] for model in server.get("/v1/models")["data"]] == [MODEL]
+
+
+def test_a_client_that_disconnects_frees_its_memory(server: Server) -> None:
+    idle = wait_for(lambda: quiet(server), 20, "an idle router")
+    body = {"model": MODEL, "prompt": "import", "max_tokens": 900, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as response:
+        next(response.iter_lines())
+        wait_for(lambda: server.get("/v1/cluster")["routers"][0]["running"] == 1, 20, "the request to run")
+    after = wait_for(lambda: quiet(server), 20, "the router to be idle again")
+    assert after["kv_used_tokens"] == idle["kv_used_tokens"] == 0
+
+
+def quiet(server: Server) -> dict[str, Any] | None:
+    """The router's report once nothing runs or waits there."""
+    router: dict[str, Any] = server.get("/v1/cluster")["routers"][0]
+    return router if router["running"] == router["waiting"] == router["kv_used_tokens"] == 0 else None
+
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
+BAD_BODIES: tuple[tuple[str, bytes, int, str | None], ...] = (
+    ("wrong JSON", b'{"model": ', 400, None),
+    ("invalid UTF-8", b'{"model": "\xff\xfe"}', 400, None),
+    ("not an object", b"[1, 2]", 400, None),
+    ("unknown model", json.dumps({**CHAT, "model": "gpt-9"}).encode(), 404, "model"),
+    ("empty messages", json.dumps({**CHAT, "messages": []}).encode(), 400, "messages"),
+    ("unknown role", json.dumps({**CHAT, "messages": [{"role": "king", "content": "x"}]}).encode(), 400, "messages"),
+    ("prompt beyond the context", json.dumps({**CHAT, "messages": [{"role": "user", "content": "word " * 9000}]}).encode(), 400, "messages"),
+    ("max_tokens of 0", json.dumps({**CHAT, "max_tokens": 0}).encode(), 400, "max_tokens"),
+    ("max_tokens beyond the context", json.dumps({**CHAT, "max_tokens": 100_000}).encode(), 400, "max_tokens"),
+    ("NaN temperature", json.dumps({**CHAT, "temperature": float("nan")}).encode(), 400, "temperature"),
+    ("temperature out of range", json.dumps({**CHAT, "temperature": 9}).encode(), 400, "temperature"),
+    ("top_p out of range", json.dumps({**CHAT, "top_p": 0}).encode(), 400, "top_p"),
+    ("wrong type", json.dumps({**CHAT, "max_tokens": "many"}).encode(), 400, "max_tokens"),
+    ("10 MB body", json.dumps({**CHAT, "messages": [{"role": "user", "content": "x" * 10_000_000}]}).encode(), 413, None),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "status", "param"), [case[1:] for case in BAD_BODIES], ids=[c[0] for c in BAD_BODIES])
+def test_bad_input_gets_a_clear_answer_quickly(server: Server, body: bytes, status: int, param: str | None) -> None:
+    url = f"{server.url}/v1/chat/completions"
+    fastest_s = float("inf")
+    for _ in range(5):  # the machine is shared: the best of a few tries is what the server needs
+        started = time.perf_counter()
+        answer = httpx.post(url, content=body, headers={"content-type": "application/json"}, timeout=30)
+        fastest_s = min(fastest_s, time.perf_counter() - started)
+        assert answer.status_code == status, answer.text
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert "Traceback" not in answer.text
+        assert param is None or str(error["param"]).startswith(param)
+    assert fastest_s < 0.1
+    assert quiet(server) is not None
+
+
+def test_ctrl_c_leaves_no_process_and_no_port(server: Server) -> None:
+    """The last test of the module: it ends the server."""
+    processes = [psutil.Process(pid) for pid in server.pids()]
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 0
+    assert "nothing is left running" in server.log.read_text()
+    assert [process for process in processes if process.is_running()] == []
+    listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    assert server.port not in listening

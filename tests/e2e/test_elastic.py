@@ -1,0 +1,57 @@
+"""configs/elastic.yaml: two routers share groups, one of them with two replicas, on emulated devices; same answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+
+from tests.e2e.conftest import MODEL, WholeModel
+from tests.serving import ROOT, Server, free_port, launch, serving, wait_for
+
+PROMPTS = tuple(f"{start}{number}" for number, start in enumerate(("import os\n", "The file ", "选项 ", "class A") * 2))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    port = free_port()
+    config = ROOT / "deployments" / "configs" / "elastic.yaml"
+    with serving(launch(config, port), port, tmp_path_factory.mktemp("elastic") / "log") as server:
+        yield server
+
+
+def test_routers_and_replicas_share_the_work_and_agree_with_the_whole_model(
+    server: Server, whole_model: WholeModel
+) -> None:
+    wait_for(lambda: len(server.get("/v1/cluster")["routers"]) == 2, 60, "both routers")
+    wait_for(lambda: ready_replicas(server, "experts-0") == 2, 60, "both replicas of experts-0")
+
+    def ask(prompt: str) -> str:
+        # Eight sessions, so that affinity spreads them over the routers.
+        session = {"x-session-id": prompt}
+        asked = {"model": MODEL, "prompt": prompt, "max_tokens": 24, "temperature": 0}
+        return client.completions.create(**asked, extra_headers=session).choices[0].text
+
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        with ThreadPoolExecutor(len(PROMPTS)) as pool:
+            texts = list(pool.map(ask, PROMPTS))
+    assert texts == [whole_model.complete(prompt, 24) for prompt in PROMPTS]
+    shared = wait_for(lambda: both_replicas_worked(server), 20, "rows on both replicas of experts-0")
+    assert all(replica["emulated"] for replica in shared)
+
+
+def ready_replicas(server: Server, name: str) -> int:
+    return sum(replica["state"] == "ready" for replica in replicas(server, name))
+
+
+def both_replicas_worked(server: Server) -> list[dict[str, object]]:
+    found = replicas(server, "experts-0")
+    return found if len(found) == 2 and all(replica["rows"] for replica in found) else []
+
+
+def replicas(server: Server, name: str) -> list[dict[str, object]]:
+    groups = server.get("/v1/cluster")["groups"]
+    found: list[dict[str, object]] = next(group["replicas"] for group in groups if group["name"] == name)
+    return found
