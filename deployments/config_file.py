@@ -76,13 +76,26 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _check_serve_schema(document: dict[str, Any]) -> None:
     """Let Serve judge the outer keys: a file it would reject later must not start a cluster first."""
-    from ray.serve.schema import ServeDeploySchema  # two seconds of imports that a wrong `args` need not wait for
+    from ray.serve import schema  # two seconds of imports that a wrong `args` need not wait for
 
+    application = document["applications"][0]
+    # Serve itself drops keys it does not know, and with them what their author wanted.
+    _refuse_unknown(document, schema.ServeDeploySchema, "")
+    _refuse_unknown(application, schema.ServeApplicationSchema, "applications.0.")
+    _refuse_unknown(document.get("http_options") or {}, schema.HTTPOptionsSchema, "http_options.")
+    for number, deployment in enumerate(application.get("deployments") or []):
+        _refuse_unknown(deployment, schema.DeploymentSchema, f"applications.0.deployments.{number}.")
     try:
-        ServeDeploySchema.model_validate(copy.deepcopy(document))
+        schema.ServeDeploySchema.model_validate(copy.deepcopy(document))
     except ValidationError as error:
         lines = []
         for item in error.errors(include_url=False):
             key = ".".join(str(part) for part in item["loc"])
             lines.append(f"{key}: the value {item['input']!r} is not allowed: {item['msg']}.")
         raise ConfigError("\n".join(lines)) from None
+
+
+def _refuse_unknown(given: Any, schema: Any, where: str) -> None:
+    if isinstance(given, dict) and (unknown := sorted(set(map(str, given)) - set(schema.model_fields))):
+        allowed = ", ".join(sorted(schema.model_fields))
+        raise ConfigError(f"{where}{unknown[0]}: unknown key; allowed here: {allowed}.")

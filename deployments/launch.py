@@ -9,6 +9,7 @@ its own, so that Ctrl-C reaches it once and in order (Serve first, then Ray), no
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import signal
@@ -43,7 +44,10 @@ def main(arguments: list[str]) -> int:
         print(*errors, sep="\n", file=sys.stderr)
         return 1
     if not _port_is_free(options.port):
-        print(f"PORT: {options.port} is taken on 127.0.0.1; choose another, as in `make serve PORT=8001`.", file=sys.stderr)
+        print(
+            f"PORT: {options.port} is taken on 127.0.0.1; choose another, as in `make serve PORT=8001`.",
+            file=sys.stderr,
+        )
         return 1
     file = config_file.read(options.config)
     derived = project_root() / ".expertscale" / f"serve-{options.port}.yaml"
@@ -53,7 +57,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="deployments.launch", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="deployments.launch", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("config", type=Path, help="a config file, for example deployments/configs/demo.yaml")
     parser.add_argument("--port", type=int, default=8000, help="HTTP port on 127.0.0.1")
     options = parser.parse_args(arguments)
@@ -120,10 +126,8 @@ def _end_leftovers() -> None:
 
 
 def _signal(process: psutil.Process, number: int) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _announce(port: int, model: str, started: float, stop: threading.Event) -> None:

@@ -30,5 +30,7 @@ def device_of(resources: ResourceSpec) -> str:
     import torch
 
     if not torch.cuda.is_available():
-        raise ConfigError(f"resources.num_gpus: {resources.num_gpus:g} was asked for, but torch sees no GPU on this node.")
+        raise ConfigError(
+            f"resources.num_gpus: {resources.num_gpus:g} was asked for, but torch sees no GPU on this node."
+        )
     return "cuda"

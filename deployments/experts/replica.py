@@ -97,7 +97,7 @@ class ExpertReplica:
         return Replica(**{**vars(self._record), "state": state})
 
     def compute(self, layer: int, counts: Tensor, rows: Tensor) -> Tensor:
-        """The group's experts of `layer` on rows [R, H] sorted by expert, `counts` int64 [E] of them each; unweighted."""
+        """The experts of `layer` on rows [R, H] sorted by expert; counts: int64 [E], rows of each. Unweighted."""
         weights = self.weights.layers[layer]
         invariant = self._batch_invariant
         return expert_ffn(weights, rows.to(self._device), counts, batch_invariant=invariant).to(rows.device)

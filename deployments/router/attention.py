@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,10 @@ class CausalMask:
     """What a layer may see: everything up to itself, or the last `window` tokens of that."""
 
     window: int | None
+
+    def __getitem__(self, index: object) -> NoReturn:
+        """Models that choose keys by themselves cut pieces out of their mask."""
+        raise UnsupportedModelError("The model edits its attention mask (sparse attention, by an indexer for example).")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from cluster.load_plan import LoadPlan
 from deployments.router import attention, probe
 from deployments.router.attention_invariant import RowwiseAttention
 from deployments.router.attention_mla import LatentProjection, bind_latent_layers
-from deployments.router.batch_invariant import ROW_TILE, fix_rows
+from deployments.router.batch_invariant import ROW_TILE, fix_rows, require_one_thread
 from deployments.router.kv_cache import PagedKVCache
 from deployments.router.step import StepInput
 from deployments.router.step_layout import StepLayout
@@ -59,7 +59,7 @@ class Backbone:
     max_context: by default the model's own limit. moe: the switch the model was loaded with, where it has one.
 
     Raises:
-        ConfigError: kv_tokens is below one page, or batch invariance does not hold on this machine.
+        ConfigError: kv_tokens is below one page, or batch invariance does not hold here.
         UnsupportedModelError: the model cannot run packed over a paged cache; says why.
     """
 
@@ -76,6 +76,8 @@ class Backbone:
         if kv_tokens < page_tokens:
             raise ConfigError(f"router.kv_tokens: {kv_tokens} is below one page of {page_tokens} tokens.")
         text = model.config.get_text_config()
+        if batch_invariant:
+            require_one_thread(model.get_input_embeddings().weight.device)
         self._model = model
         self._moe = moe
         self._batch_invariant = batch_invariant
@@ -123,11 +125,6 @@ class Backbone:
     def parameter_bytes(self) -> int:
         """Bytes of the model's weights; none of them an expert's."""
         return parameter_bytes(self._model)
-
-    @property
-    def parameter_bytes(self) -> int:
-        """Bytes of the model's weights, experts left out."""
-        return sum(weight.numel() * weight.element_size() for weight in self._model.parameters())
 
     def forward(self, step: StepInput) -> Tensor:
         """Write the step's keys and values, return the float32 logits [S, V] of `step.logits_rows`."""

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cluster.errors import UnsupportedModelError
+from cluster.errors import ConfigError, UnsupportedModelError
 
 ROW_TILE = 8
 
@@ -68,11 +68,24 @@ class FixedRowParameter(nn.Parameter):
             return result
 
 
+def require_one_thread(device: torch.device) -> None:
+    """Threads cut element-wise work at places that depend on its size, in the middle of a vector.
+
+    Raises:
+        ConfigError: torch may use several threads on `device`.
+    """
+    if device.type == "cpu" and torch.get_num_threads() > 1:
+        raise ConfigError(
+            f"router.batch_invariant: true needs one CPU thread, but torch has {torch.get_num_threads()}: set "
+            "OMP_NUM_THREADS=1."
+        )
+
+
 def fix_rows(model: nn.Module, skip: Callable[[str], bool]) -> None:
     """Replace every two-dimensional parameter of `model` in place, but those whose name `skip` accepts."""
     replaced: dict[int, FixedRowParameter] = {}
     for name, module in model.named_modules():
-        for key, parameter in list(module.named_parameters(recurse=False)):
+        for key, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             if parameter.dim() != 2 or skip(f"{name}.{key}"):
                 continue
             if id(parameter) not in replaced:

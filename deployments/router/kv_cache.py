@@ -111,7 +111,7 @@ class PagedKVCache:
         self._slots, self._fresh_pages = slots, fresh_pages
 
     def update(self, first: Tensor, second: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Write the step's rows, [1, heads, T, width] each, to their slots; returns the arguments (the new rows only)."""
+        """Write the step's rows, [1, heads, T, width] each, to their slots; returns the arguments: only new rows."""
         if layer_idx not in self._pools:
             heads, key, value = first.shape[1], first.shape[3], second.shape[3]
             latent = layer_idx in self._latent_layers

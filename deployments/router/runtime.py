@@ -43,7 +43,7 @@ class RouterRuntime:
         key: bytes,
         node: str,
         device: str = "cpu",
-        on_lost: Callable[[str], None] = lambda replica_id: None,
+        on_lost: Callable[[str], None] = lambda _: None,
     ) -> None:
         plan = blueprint.plan
         self._transport = _transport(blueprint, experts, router, key=key, node=node, device=device)

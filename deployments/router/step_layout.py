@@ -2,9 +2,10 @@
 
 Decode rows (slices of one token, first in the step) attend together. Their contexts differ, so a bucket pads the page
 tables of its rows to its longest: sorted by length, a bucket ends where the next context is below half of its longest,
-so at most half of the gathered keys are padding (plus `SMALL_KEYS` a row, because short buckets are not worth a call):
+so at most half of what is gathered is padding. Only the last bucket, where nothing is longer than `SMALL_KEYS`, takes
+all that is left, because a short row costs less than a call:
 
-    contexts  900 700 500 | 400 260 210 | 90 70 8        with SMALL_KEYS = 64 the last bucket stays whole
+    contexts  900 700 500 | 400 260 210 | 90 70 8
 
 Knows no tensors of keys and no model; attention.py and attention_invariant.py read this.
 """
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from deployments.router.step import SequenceSlice
 
-SMALL_KEYS = 64
+SMALL_KEYS = 128
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ class PrefillChunk:
 class StepLayout:
     """The geometry of one step; every list is built at its first use, per sliding window.
 
-    slots: [T] where the step's rows are written; fresh_pages: those written from their first row on. dtype: of the masks. `sink` adds the null page behind the others:
-    a key of zeros whose mask entry is free for an attention sink.
+    slots: [T] where the step's rows are written. fresh_pages: those it writes from their first row on.
+    dtype: of the masks. `sink` adds the null page behind the others: a key of zeros whose mask entry is free for an
+    attention sink.
     """
 
     def __init__(

@@ -30,13 +30,16 @@ def test_routers_and_replicas_share_the_work_and_agree_with_the_whole_model(
 
     def ask(prompt: str) -> str:
         # Eight sessions, so that affinity spreads them over the routers.
-        session = {"x-session-id": prompt}
+        session = {"x-session-id": f"session-{PROMPTS.index(prompt)}"}
         asked = {"model": MODEL, "prompt": prompt, "max_tokens": 24, "temperature": 0}
         return client.completions.create(**asked, extra_headers=session).choices[0].text
 
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        with ThreadPoolExecutor(len(PROMPTS)) as pool:
-            texts = list(pool.map(ask, PROMPTS))
+    base_url = f"{server.url}/v1"
+    with (
+        openai.OpenAI(base_url=base_url, api_key="none", max_retries=0) as client,
+        ThreadPoolExecutor(len(PROMPTS)) as pool,
+    ):
+        texts = list(pool.map(ask, PROMPTS))
     assert texts == [whole_model.complete(prompt, 24) for prompt in PROMPTS]
     shared = wait_for(lambda: both_replicas_worked(server), 20, "rows on both replicas of experts-0")
     assert all(replica["emulated"] for replica in shared)

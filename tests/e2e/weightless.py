@@ -29,9 +29,11 @@ class ExpertGroup:
 @serve.deployment(name="Router")
 class Router:
     def __init__(self, directory: DeploymentHandle) -> None:  # noqa: ARG002
-        import transformers.models.deepseek_v3.modeling_deepseek_v3
+        import transformers.models.deepseek_v3.modeling_deepseek_v3 as model
 
-        import deployments.router.runtime  # noqa: F401
+        import deployments.router.runtime
+
+        _ = model, deployments.router.runtime
 
     def answer(self) -> str:
         return "ready"
@@ -60,8 +62,8 @@ class Ingress:
         return app
 
 
-def build() -> serve.Application:
-    """The application."""
+def build(_: dict[str, Any]) -> serve.Application:
+    """The application; it takes no arguments, but Serve passes some."""
     small = {"ray_actor_options": {"num_cpus": 0.1}}
     directory = Directory.options(**small).bind()
     experts = [ExpertGroup.options(name=f"experts-{index}", **small).bind(directory) for index in range(GROUPS)]

@@ -1,4 +1,4 @@
-"""The engine end to end over a fake model: right tokens whatever the batch, one end per request, no page left. About 5 s."""
+"""The engine over a fake model: right tokens whatever the batch, one end per request, no page left. About 5 s."""
 
 from __future__ import annotations
 

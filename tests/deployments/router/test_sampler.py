@@ -1,4 +1,4 @@
-"""Tokens from logits: equal to transformers' processors where there are some, to the formulas elsewhere. About 4 s, most of it transformers' import."""
+"""Tokens from logits: equal to transformers' processors where it has some, else to the formulas. About 4 s."""
 
 from __future__ import annotations
 

@@ -1,0 +1,168 @@
+"""`python -m deployments.app check`: every wrong config is one sentence that names key, value and what is allowed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from deployments.app import check
+from tests.models import save
+from tests.serving import ROOT
+
+CONFIGS = ROOT / "deployments" / "configs"
+Document = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight experts in each of two layers, in several shards."""
+    return save("mixtral", tmp_path_factory.mktemp("checkpoint"), torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def plans_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPERTSCALE_ROOT", str(tmp_path))
+
+
+def write(folder: Path, checkpoint: Path, change: Callable[[Document], object] = lambda _: None) -> Path:
+    """A valid config of the tiny checkpoint, after `change` has had its way with the arguments."""
+    args: Document = {"model": {"path": str(checkpoint)}, "experts": {"groups": 4}, "router": {}}
+    change(args)
+    application = {"name": "a", "route_prefix": "/", "import_path": "deployments.app:build", "args": args}
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({"applications": [application]}))
+    return path
+
+
+def test_a_valid_config_has_no_errors(tmp_path: Path, checkpoint: Path) -> None:
+    assert check(write(tmp_path, checkpoint)) == []
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_every_shipped_config_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPERTSCALE_ROOT", str(ROOT))
+    assert check(CONFIGS / name) == []
+
+
+CASES: dict[str, tuple[Callable[[Document], object], tuple[str, ...]]] = {
+    "unknown key": (
+        lambda args: args["experts"].update(colour="blue"),
+        ("experts.colour", "unknown key", "allowed here: ", "transport"),
+    ),
+    "unknown value": (
+        lambda args: args["experts"].update(transport="pigeon"),
+        ("experts.transport", "'pigeon'", "'stream', 'object_store', 'auto' or 'local'"),
+    ),
+    "missing checkpoint": (
+        lambda args: args["model"].update(path="nowhere/at/all"),
+        ("model.path", "nowhere/at/all", "Hugging Face checkpoint"),
+    ),
+    "more groups than experts": (
+        lambda args: args["experts"].update(groups=9),
+        ("experts.groups", "9", "allowed: 1 to 8"),
+    ),
+    "too few batch tokens": (
+        lambda args: args["router"].update(max_batch_tokens=8),
+        ("max_batch_tokens", "8", "max_sequences"),
+    ),
+    "placement without a file": (
+        lambda args: args["experts"].update(placement="explicit"),
+        ("experts.placement", "explicit", "file"),
+    ),
+    "missing keys file": (
+        lambda args: args.update(security={"api_keys_file": "no-such-file"}),
+        ("security.api_keys_file", "no-such-file", "one key a line"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_wrong_value_is_one_sentence(case: str, tmp_path: Path, checkpoint: Path) -> None:
+    change, words = CASES[case]
+    errors = check(write(tmp_path, checkpoint, change))
+    assert len(errors) == 1, errors
+    assert all(word in errors[0] for word in words), errors[0]
+    assert errors[0].endswith(".")
+
+
+def placed(tmp_path: Path, checkpoint: Path, groups: list[dict[int, list[int]]]) -> list[str]:
+    (tmp_path / "placement.yaml").write_text(yaml.safe_dump({"groups": groups}))
+    placement = {"strategy": "explicit", "file": "placement.yaml"}
+    return check(write(tmp_path, checkpoint, lambda args: args["experts"].update(groups=2, placement=placement)))
+
+
+def test_an_expert_in_two_groups_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    errors = placed(
+        tmp_path,
+        checkpoint,
+        [{0: [0, 1, 2, 3], 1: [0, 1, 2, 3]}, {0: [3, 4, 5, 6, 7], 1: [4, 5, 6, 7]}],
+    )
+    assert len(errors) == 1
+    assert "expert 3 of layer 0 is in experts-0 and experts-1" in errors[0]
+
+
+def test_an_expert_in_no_group_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    errors = placed(tmp_path, checkpoint, [{0: [0, 1, 2, 3], 1: [0, 1, 2, 3]}, {0: [4, 5, 6], 1: [4, 5, 6, 7]}])
+    assert len(errors) == 1
+    assert "expert 7 of layer 0 is in no group" in errors[0]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "missing"])
+def test_a_corrupt_shard_is_named(damage: str, tmp_path: Path, checkpoint: Path) -> None:
+    copy = tmp_path / "damaged"
+    shutil.copytree(checkpoint, copy)
+    shard = sorted(copy.glob("*.safetensors"))[1]
+    if damage == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    elif damage == "garbage":
+        shard.write_bytes(b"\xff" * 4096)
+    else:
+        shard.unlink()
+    errors = check(write(tmp_path, copy))
+    assert len(errors) == 1
+    assert shard.name in errors[0]
+
+
+def test_what_is_no_yaml_is_said_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("applications:\n  - name: [\n")
+    errors = check(path)
+    assert len(errors) == 1
+    assert "is not valid YAML at line" in errors[0]
+    assert check(tmp_path / "none.yaml") == [
+        f"the config file {tmp_path / 'none.yaml'} cannot be read: No such file or directory."
+    ]
+
+
+def test_an_unknown_key_of_serve_is_refused_too(tmp_path: Path, checkpoint: Path) -> None:
+    path = write(tmp_path, checkpoint)
+    document = yaml.safe_load(path.read_text())
+    document["applications"][0]["colour"] = "blue"
+    path.write_text(yaml.safe_dump(document))
+    errors = check(path)
+    assert len(errors) == 1
+    assert "applications.0.colour" in errors[0]
+
+
+def test_the_command_fails_without_starting_ray(tmp_path: Path, checkpoint: Path) -> None:
+    path = write(tmp_path, checkpoint, lambda args: args["experts"].update(groups=0))
+    code = (
+        "import sys; from deployments.app import main; status = main(sys.argv[1:]);"
+        "import ray; assert not ray.is_initialized(); sys.exit(status)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "check", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 1
+    assert (
+        result.stderr.strip()
+        == "experts.groups: the value 0 is not allowed: Input should be greater than or equal to 1."
+    )
