@@ -62,6 +62,16 @@ class ExpertPool:
             pipe.send((blueprint, spec, number % spec.groups, f"replica-{number}", options))
         return [self._answer(pipe) for _, pipe in self._workers]
 
+    def drain(self, number: int) -> None:
+        """Make one replica say GOAWAY, finish what it has, and stop."""
+        self._workers[number][1].send("drain")
+
+    def kill(self, number: int) -> None:
+        """End one process at once, in the middle of whatever it does. The pool cannot `serve` any more."""
+        process, _ = self._workers[number]
+        process.kill()
+        process.join()
+
     def _answer(self, pipe: Connection) -> Started:
         if not pipe.poll(START_S):
             raise TimeoutError("an expert process does not answer")
@@ -87,10 +97,15 @@ def _work(pipe: Connection) -> None:
     replica: ExpertReplica | None = None
     while True:
         try:
-            blueprint, spec, index, replica_id, options = pipe.recv()
+            order = pipe.recv()
         except EOFError:
             break
         try:
+            if order == "drain":
+                replica.drain(START_S)
+                replica.close()
+                continue
+            blueprint, spec, index, replica_id, options = order
             if replica is not None:
                 replica.close()
             replica = ExpertReplica(blueprint, spec, index, replica_id=replica_id, key=KEY, node=NODE, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,21 +43,32 @@ def greedy(number: int, prompt: Sequence[int]) -> GenerationRequest:
 
 
 def answers(
-    args: AppConfig, blueprint: Blueprint, view: View, requests: Sequence[GenerationRequest], *, routers: int = 1
+    args: AppConfig,
+    blueprint: Blueprint,
+    view: View,
+    requests: Sequence[GenerationRequest],
+    *,
+    routers: int = 1,
+    midway: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
-    """The tokens of all requests, which are spread over the routers and join one after the other."""
+    """The tokens of all requests, which are spread over the routers and join one after the other.
+
+    midway: called when half of the requests have joined.
+    """
     running = [RouterRuntime(blueprint, args.experts, args.router, key=KEY, node=NODE) for _ in range(routers)]
     try:
         for router in running:
             router.dispatcher.update(view)
             router.start()
-        return _collect(running, requests)
+        return _collect(running, requests, midway)
     finally:
         for router in running:
             router.stop()
 
 
-def _collect(routers: Sequence[RouterRuntime], requests: Sequence[GenerationRequest]) -> list[list[int]]:
+def _collect(
+    routers: Sequence[RouterRuntime], requests: Sequence[GenerationRequest], midway: Callable[[], None]
+) -> list[list[int]]:
     """Each request joins the batch when the one before it has its first token."""
     outputs: list[list[int]] = [[] for _ in requests]
     failures: list[Exception] = []
@@ -77,6 +88,8 @@ def _collect(routers: Sequence[RouterRuntime], requests: Sequence[GenerationRequ
     for number, request in enumerate(requests):
         routers[number % len(routers)].engine.submit(request, partial(emit, number))
         assert started[number].wait(END_S)
+        if number == len(requests) // 2:
+            midway()
     for event in ended:
         assert event.wait(END_S)
     assert not failures, failures

@@ -125,9 +125,10 @@ def allocations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     real = frame_io.allocate
 
-    def recorded(frame: Frame, payload_bytes: int) -> memoryview:
-        sizes.append(payload_bytes)
-        return real(frame, payload_bytes)
+    def recorded(frame: Frame) -> memoryview:
+        buffer = real(frame)
+        sizes.append(len(buffer))
+        return buffer
 
     monkeypatch.setattr(frame_io, "allocate", recorded)
     return sizes
@@ -193,14 +194,17 @@ def header(**changes: int | bytes) -> bytes:
         ({"digest": b"another!"}, "model digest"),
         ({"rows": 65, "payload_bytes": 65 * 12}, "65 rows"),
         ({"rows": 0, "payload_bytes": 0}, "0 rows"),
-        ({"hidden": 600, "payload_bytes": 4800}, "4800 payload bytes; at most 4096"),
+        ({"hidden": 600, "payload_bytes": 4800}, "4800 payload bytes in a ROWS frame; that is more"),
         ({"n_counts": 17}, "17 counts"),
         ({"n_counts": 0}, "0 counts"),
         ({"n_counts": 1}, "sum to 1 for 2 rows"),
         ({"payload_bytes": 23}, "23 payload bytes for 2 rows"),
         ({"payload_bytes": (1 << 64) - 1}, "payload bytes for 2 rows"),
         ({"kind": Kind.PING}, "holds no rows"),
-        ({"kind": Kind.GOAWAY, "rows": 0, "hidden": 0, "dtype": 0, "n_counts": 0, "payload_bytes": 257}, "at most 256"),
+        (
+            {"kind": Kind.GOAWAY, "rows": 0, "hidden": 0, "dtype": 0, "n_counts": 0, "payload_bytes": 257},
+            "257 payload bytes in a GOAWAY",
+        ),
     ],
 )
 def test_each_bound_is_refused_with_its_reason(changes: dict[str, int | bytes], reason: str) -> None:
