@@ -92,7 +92,7 @@ def print_tables(measured: dict[str, Measured], layers: list[int]) -> None:
 
 def print_samples(model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     for prompt in CONTINUED:
-        ids = tokenizer("<s>" + prompt, return_tensors="pt").input_ids
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
         print(f"\n>>> {prompt!r}\n{prompt}{sample(model, tokenizer, ids, 80)[0]}")
     ended = 0
     for question in ASKED:

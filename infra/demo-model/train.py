@@ -131,7 +131,10 @@ def prepare(build: Path) -> tuple[PreTrainedTokenizerFast, list[Streams]]:
     streams = [domain_streams(d, texts[d], tokenizer, SEED) for d in DOMAINS]
     torch.save(dict(zip(DOMAINS, (s.held_out for s in streams), strict=True)), build / "held_out.pt")
     for domain, part in zip(DOMAINS, streams, strict=True):
-        print(f"{domain}: {len(part.text)} tokens of text, {len(part.chat)} of chat, {len(part.held_out)} held out")
+        print(
+            f"{domain}: {len(part.text)} tokens of text, {len(part.chat)} of chat, {len(part.held_out)} held out",
+            flush=True,
+        )
     return tokenizer, streams
 
 
