@@ -56,7 +56,7 @@ def split(candidates: Sequence[Candidate], counts: Sequence[int], hop_s: float, 
     service_s = rows / candidates[ranking[0]].speed_rows_per_s
     if len(candidates) == 1 or service_s <= HOPS_WORTH_SPLITTING * hop_s:
         return [Share(ranking[0], 0, rows)]
-    most = len(candidates) if hop_s <= 0 else min(len(candidates), int(service_s / hop_s))
+    most = len(candidates) if service_s >= len(candidates) * hop_s else int(service_s / hop_s)
     chosen = sorted(ranking[:most])
     shares = _whole_rows(_fill([candidates[c] for c in chosen], rows), rows, turn)
     cuts = _snap([min(cut, rows) for cut in _cuts(shares)[:-1]] + [rows], counts)

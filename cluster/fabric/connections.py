@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import selectors
 import socket
 import time
 from collections.abc import Callable
@@ -20,10 +19,9 @@ from cluster.errors import FrameError, HandshakeError
 from cluster.fabric.frame_io import FrameReader, FrameWriter
 from cluster.fabric.frames import HANDSHAKE_LIMITS, Buffer, Frame, Kind, Limits, Status, encode
 from cluster.fabric.handshake import NONCE_BYTES, Identity, ReplicaHandshake, refusal
-from cluster.fabric.sockets import tune
+from cluster.fabric.sockets import READ, WRITE, Poller, tune
 
 log = logging.getLogger(__name__)
-_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _REASON_BYTES = 512
 
 
@@ -68,7 +66,7 @@ class Connection:
         self.reader = FrameReader(HANDSHAKE_LIMITS)
         self.writer = FrameWriter()
         self.since_s = self.moved_s = now
-        self.events = _READ
+        self.events = READ
         self.open = True
         self.waiting_bytes = 0
         self.references: dict[int, object] = {}
@@ -95,27 +93,27 @@ class Connections:
         self._on_gone = on_gone
         self._strangers: dict[Connection, None] = {}  # in order of age
         self._listeners: list[socket.socket] = []
-        self._selector = selectors.DefaultSelector()
+        self._poller: Poller[Connection | Callable[[], object]] = Poller()
         self._tick_s = min(1.0, limits.handshake_s / 4, limits.stall_s / 4)
         self._next_tick_s = 0.0
 
     def listen(self, listener: socket.socket) -> None:
         """Accept connections from a non-blocking listener."""
         self._listeners.append(listener)
-        self._selector.register(listener, _READ, partial(self._accept, listener))
+        self._poller.register(listener, READ, partial(self._accept, listener))
 
     def watch(self, waker: socket.socket) -> None:
         """Let another thread end `poll` early by writing to the other end of `waker`."""
-        self._selector.register(waker, _READ, partial(waker.recv, 4096))
+        self._poller.register(waker, READ, partial(waker.recv, 4096))
 
     def poll(self, timeout_s: float | None) -> None:
         """Read and write what is possible now, waiting at most `timeout_s` for something to be."""
         timeout_s = self._tick_s if timeout_s is None else min(timeout_s, self._tick_s)
-        for key, events in self._selector.select(timeout_s):
-            if type(key.data) is Connection:
-                self._serve(key.data, events)
+        for target, events in self._poller.poll(timeout_s):
+            if isinstance(target, Connection):
+                self._serve(target, events)
             else:
-                key.data()
+                target()
         now = time.monotonic()
         if now >= self._next_tick_s:
             self._next_tick_s = now + self._tick_s
@@ -135,7 +133,7 @@ class Connections:
         if connection.writer.pending_bytes > self._limits.out_bytes:
             log.warning("closing the connection of a router that does not read its replies")
             self.close(connection)
-        elif connection.writer.pending_bytes or connection.events != _READ:
+        elif connection.writer.pending_bytes or connection.events != READ:
             self.update_events(connection)
 
     def fail(self, connection: Connection, reason: str) -> None:
@@ -159,7 +157,7 @@ class Connections:
             return
         connection.open = False
         if connection.events:
-            self._selector.unregister(connection.sock)
+            self._poller.unregister(connection.sock)
         connection.sock.close()
         self._strangers.pop(connection, None)
         if connection in self.routers:
@@ -168,16 +166,16 @@ class Connections:
 
     def update_events(self, connection: Connection) -> None:
         """Wait for what the connection can make use of: nothing is read from one with too many waiting rows."""
-        reads = _READ if connection.waiting_bytes <= self._limits.waiting_bytes else 0
-        events = reads | (_WRITE if connection.writer.pending_bytes else 0)
+        reads = READ if connection.waiting_bytes <= self._limits.waiting_bytes else 0
+        events = reads | (WRITE if connection.writer.pending_bytes else 0)
         if not connection.open or events == connection.events:
             return
         if not events:
-            self._selector.unregister(connection.sock)
+            self._poller.unregister(connection.sock)
         elif not connection.events:
-            self._selector.register(connection.sock, events, connection)
+            self._poller.register(connection.sock, events, connection)
         else:
-            self._selector.modify(connection.sock, events, connection)
+            self._poller.modify(connection.sock, events)
         connection.events = events
 
     def drain(self) -> None:
@@ -197,11 +195,11 @@ class Connections:
         self._close_listeners()
         for connection in [*self.routers, *self._strangers]:
             self.close(connection)
-        self._selector.close()
+        self._poller.close()
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
-            self._selector.unregister(listener)
+            self._poller.unregister(listener)
             listener.close()
         self._listeners.clear()
 
@@ -217,17 +215,17 @@ class Connections:
         handshake = ReplicaHandshake(self._key, self._identity, secrets.token_bytes(NONCE_BYTES))
         connection = Connection(sock, handshake, time.monotonic())
         self._strangers[connection] = None
-        self._selector.register(sock, _READ, connection)
+        self._poller.register(sock, READ, connection)
 
     def _serve(self, connection: Connection, events: int) -> None:
         if not connection.open:
             return
         try:
-            if events & _WRITE:
+            if events & WRITE:
                 connection.writer.flush(connection.sock)
                 connection.moved_s = time.monotonic()
                 self.update_events(connection)
-            if events & _READ:
+            if events & READ:
                 for frame in connection.reader.receive(connection.sock):
                     if connection.handshake is None:
                         self._on_frame(connection, frame)
@@ -263,6 +261,6 @@ class Connections:
             if now - connection.since_s > self._limits.handshake_s:
                 self.fail(connection, f"the handshake took longer than {self._limits.handshake_s:g} s.")
         for connection in list(self.routers):
-            half_way = connection.writer.pending_bytes or (connection.reader.partial and connection.events & _READ)
+            half_way = connection.writer.pending_bytes or (connection.reader.partial and connection.events & READ)
             if half_way and now - connection.moved_s > self._limits.stall_s:
                 self.fail(connection, f"no progress for {self._limits.stall_s:g} s.")

@@ -15,13 +15,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from cluster.errors import ReplicaLostError
-from cluster.fabric.frames import Frame, Kind, Status
+from cluster.errors import FabricError, FrameError, ReplicaLostError
+from cluster.fabric.frames import Frame, Status
 from cluster.fabric.transport import ReferenceCodec
 
 Compute = Callable[[int, Tensor, Tensor], Tensor]
@@ -29,22 +29,20 @@ Compute = Callable[[int, Tensor, Tensor], Tensor]
 Owner = TypeVar("Owner")
 
 
-@dataclass(slots=True)
-class Waiting(Generic[Owner]):
-    """Rows that were received and not yet computed. `late_at`: when nobody wants them any more."""
+@dataclass(slots=True, eq=False)
+class Job(Generic[Owner]):
+    """Rows of one frame, from waiting to the outcome `owner` is told of.
+
+    arrived, late_at: when they came, and when nobody wants them any more, in seconds. output: [R, H]; None where status
+    and message say why not. compute_s: of the whole batch, as the device would take.
+    """
 
     owner: Owner
     frame: Frame
+    counts: Tensor
     arrived: float
     late_at: float
-
-
-@dataclass(slots=True)
-class Outcome(Generic[Owner]):
-    """What `owner` is told about `frame`: rows, or why not. compute_s: of the whole batch, as the device would take."""
-
-    owner: Owner
-    frame: Frame
+    rows: Tensor | None = None
     output: Tensor | None = None
     status: Status = Status.OK
     message: str = ""
@@ -61,8 +59,8 @@ class Device(Generic[Owner]):
         self._rows_per_s = rows_per_s
         self._references = references
         # Insertion order is order of age: a layer enters with its first waiting rows and leaves with all of them.
-        self._waiting: dict[int, list[Waiting[Owner]]] = {}
-        self._held: list[Outcome[Owner]] = []
+        self._waiting: dict[int, list[Job[Owner]]] = {}
+        self._held: list[Job[Owner]] = []
         self._free_at = 0.0
 
     @property
@@ -77,99 +75,96 @@ class Device(Generic[Owner]):
         return 0.0 if self._waiting else None
 
     def add(self, owner: Owner, frame: Frame, now: float) -> None:
-        """Queue a ROWS or REFERENCE frame. Its deadline counts from `now`, as clocks of nodes differ."""
-        entry = Waiting(owner, frame, now, now + frame.deadline_ms / 1000)
-        self._waiting.setdefault(frame.layer, []).append(entry)
+        """Queue a ROWS or REFERENCE frame. Its deadline counts from `now`, as clocks of nodes differ.
+
+        Raises:
+            FrameError: it has no counts.
+        """
+        if frame.counts is None:
+            raise FrameError(f"a {frame.kind.name} frame without counts.")
+        job = Job(owner, frame, frame.counts, now, now + frame.deadline_ms / 1000, frame.tensor)
+        self._waiting.setdefault(frame.layer, []).append(job)
         self.queue_rows += frame.rows
         self.frames += 1
 
     def drop(self, owner: Owner) -> None:
         """`owner` is gone: compute nothing more for it."""
-        for layer, entries in list(self._waiting.items()):
-            left = [entry for entry in entries if entry.owner is not owner]
-            self.queue_rows -= sum(e.frame.rows for e in entries) - sum(e.frame.rows for e in left)
+        for layer, jobs in list(self._waiting.items()):
+            left = [job for job in jobs if job.owner is not owner]
+            self.queue_rows -= _rows_of(jobs) - _rows_of(left)
             if left:
                 self._waiting[layer] = left
             else:
                 del self._waiting[layer]
 
-    def step(self, now: float) -> list[Outcome[Owner]]:
-        """Run one batch if the device is free; returns the outcomes that may leave now."""
+    def step(self, now: float) -> list[Job[Owner]]:
+        """Run one batch if the device is free; returns the jobs whose outcomes may leave now."""
         if self._held:
             if now < self._free_at:
                 return []
-            outcomes, self._held = self._held, []
-            return outcomes
+            done, self._held = self._held, []
+            return done
         if not self._waiting:
             return []
         layer = next(iter(self._waiting))
-        entries = self._waiting.pop(layer)
-        self.queue_rows -= sum(entry.frame.rows for entry in entries)
-        refused, batch = self._load(entries, now)
-        if not batch:
-            return refused
-        outcomes = self._run(layer, batch)
-        if self._rows_per_s is not None:
-            self._free_at = max(batch[0][0].arrived, self._free_at) + outcomes[0].compute_s
-            self._held = outcomes
-            return refused
-        return refused + outcomes
+        jobs = self._waiting.pop(layer)
+        self.queue_rows -= _rows_of(jobs)
+        batch = [job for job in jobs if self._load(job, now)]
+        if batch:
+            self._run(layer, batch)
+            if self._rows_per_s is not None:
+                self._free_at = max(batch[0].arrived, self._free_at) + batch[0].compute_s
+                self._held = batch
+                return [job for job in jobs if job not in batch]
+        return jobs
 
-    def _load(
-        self, entries: Sequence[Waiting[Owner]], now: float
-    ) -> tuple[list[Outcome[Owner]], list[tuple[Waiting[Owner], Tensor, Tensor]]]:
-        """(outcomes of what cannot run, (entry, counts, rows) of what can)."""
-        refused: list[Outcome[Owner]] = []
-        batch = []
-        for entry in entries:
-            frame = entry.frame
-            if now > entry.late_at:
-                late = Outcome(entry.owner, frame, status=Status.LATE, message="the deadline passed in the queue.")
-                refused.append(late)
-                continue
+    def _load(self, job: Job[Owner], now: float) -> bool:
+        """Give the job its rows; False where it cannot run, with the reason in the job."""
+        frame = job.frame
+        if now > job.late_at:
+            job.status, job.message = Status.LATE, "the deadline passed in the queue."
+        elif job.rows is None:
             try:
-                batch.append((entry, *self._rows_of(frame)))
+                job.rows = self._load_reference(frame, job.counts)
             except Exception as error:
-                status = Status.LOST if isinstance(error, ReplicaLostError) else Status.FAILED
-                refused.append(Outcome(entry.owner, frame, status=status, message=sentence(error)))
-        return refused, batch
+                job.status = Status.LOST if isinstance(error, ReplicaLostError) else Status.FAILED
+                job.message = sentence(error)
+        return job.status is Status.OK
 
-    def _rows_of(self, frame: Frame) -> tuple[Tensor, Tensor]:
-        counts, rows = frame.counts, frame.tensor
-        if counts is None:
-            raise ValueError("a batch without counts.")
-        if frame.kind is Kind.REFERENCE:
-            if self._references is None:
-                raise ValueError("this replica takes no references.")
-            rows = self._references.load(bytes(frame.data), counts)
-            if rows.shape != (frame.rows, frame.hidden) or rows.dtype != frame.dtype:
-                raise ValueError(f"the rows are not [{frame.rows}, {frame.hidden}] of {frame.dtype}.")
-        if rows is None:
-            raise ValueError("a batch without rows.")
-        return counts, rows
+    def _load_reference(self, frame: Frame, counts: Tensor) -> Tensor:
+        if self._references is None:
+            raise FabricError("this replica takes no references.")
+        rows = self._references.load(bytes(frame.data), counts)
+        if rows.shape != (frame.rows, frame.hidden) or rows.dtype != frame.dtype:
+            raise FabricError(f"the rows are not [{frame.rows}, {frame.hidden}] of {frame.dtype}.")
+        return rows
 
-    def _run(self, layer: int, batch: Sequence[tuple[Waiting[Owner], Tensor, Tensor]]) -> list[Outcome[Owner]]:
-        counts, rows, order = merge([(counts, rows) for _, counts, rows in batch])
+    def _run(self, layer: int, batch: Sequence[Job[Owner]]) -> None:
+        """Compute the batch and give each of its jobs its output, or the reason why there is none."""
+        counts, rows, order = merge([(job.counts, job.rows) for job in batch if job.rows is not None])
         start = time.perf_counter()
         try:
             output = self._compute(layer, counts, rows)
             if output.shape != rows.shape or output.dtype != rows.dtype:
                 raise ValueError(f"the experts returned {tuple(output.shape)} for {tuple(rows.shape)} rows.")
+            parts = split(output.contiguous(), order, [job.frame.rows for job in batch])
+            for job, part in zip(batch, parts, strict=True):
+                job.output = part
         except Exception as error:
             message = sentence(error)
-            outcomes = [Outcome(e.owner, e.frame, status=Status.FAILED, message=message) for e, _, _ in batch]
-        else:
-            parts = split(output.contiguous(), order, [part.shape[0] for _, _, part in batch])
-            outcomes = [
-                Outcome(entry.owner, entry.frame, part) for (entry, _, _), part in zip(batch, parts, strict=True)
-            ]
-        spent_s = time.perf_counter() - start if self._rows_per_s is None else rows.shape[0] / self._rows_per_s
-        for outcome in outcomes:
-            outcome.compute_s = spent_s
-        self.rows += rows.shape[0]
+            for job in batch:
+                job.status, job.message = Status.FAILED, message
+        n_rows = _rows_of(batch)
+        spent_s = time.perf_counter() - start if self._rows_per_s is None else n_rows / self._rows_per_s
+        for job in batch:
+            job.compute_s = spent_s
+        self.rows += n_rows
         self.batches += 1
         self.busy_s += spent_s
-        return outcomes
+
+
+def _rows_of(jobs: Sequence[Job[Any]]) -> int:
+    return jobs[0].frame.rows if len(jobs) == 1 else sum(job.frame.rows for job in jobs)
 
 
 def merge(batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor | None]:

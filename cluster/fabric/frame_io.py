@@ -72,11 +72,12 @@ class FrameReader:
         """
         if self._rest is not None:
             return self._receive_rest(source)
-        got = source.recv_into(self._staging[self._end :])
-        if got == 0:
+        end = self._end
+        got = source.recv_into(self._staging[end:] if end else self._staging)
+        if not got:
             raise ConnectionResetError("the other side closed the connection")
         self.received_bytes += got
-        self._end += got
+        self._end = end + got
         return self._parse()
 
     def _receive_rest(self, source: Source) -> list[Frame]:
@@ -97,24 +98,23 @@ class FrameReader:
         frames: list[Frame] = []
         start, end, staging = 0, self._end, self._staging
         while end - start >= HEADER_BYTES:
-            fields = HEADER.unpack_from(staging, start)
-            frame, n_counts, payload_bytes = check_header(fields, self.limits, self.digest8)
-            body = start + HEADER_BYTES + 8 * n_counts
+            frame = check_header(HEADER.unpack_from(staging, start), self.limits, self.digest8)
+            head = start + HEADER_BYTES
+            body = head + 8 * frame.n_counts
             if body > end:
                 break
-            if n_counts:
-                frame.counts = read_counts(staging, start + HEADER_BYTES, n_counts, frame.rows)
-            stop = body + payload_bytes
-            if payload_bytes:
-                target = allocate(frame, payload_bytes)
-                here = min(stop, end) - body
-                target[:here] = staging[body : body + here]
-                if stop > end:
-                    self._frame, self._rest = frame, target[here:]
-                    start = end
-                    break
+            if frame.n_counts:
+                frame.counts = read_counts(staging[head:body], frame.rows)
+            start = stop = body + frame.payload_bytes
+            if stop > end:
+                target, here = allocate(frame), end - body
+                target[:here] = staging[body:end]
+                self._frame, self._rest = frame, target[here:]
+                start = end
+                break
+            if frame.payload_bytes:
+                allocate(frame)[:] = staging[body:stop]
             frames.append(frame)
-            start = stop
         if start == end:
             self._end = 0
         elif start:

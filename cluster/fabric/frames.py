@@ -10,7 +10,7 @@ Dimension letters: R rows, H hidden, E experts of the group in that layer.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -100,7 +100,10 @@ HANDSHAKE_LIMITS = Limits(
 
 @dataclass(slots=True)
 class Frame:
-    """One frame as received. `tensor` [R, H] for ROWS and RESULT, `data` for every other kind; `counts` int64 [E]."""
+    """One frame as received. `tensor` [R, H] for ROWS and RESULT, `data` for every other kind; `counts` int64 [E].
+
+    n_counts, payload_bytes: what follows the header.
+    """
 
     kind: Kind
     sequence: int = 0
@@ -112,9 +115,11 @@ class Frame:
     deadline_ms: int = 0
     queue_rows: int = 0
     compute_us: int = 0
+    n_counts: int = 0
+    payload_bytes: int = 0
     counts: Tensor | None = None
     tensor: Tensor | None = None
-    data: bytes | bytearray = field(default=b"")
+    data: bytes | bytearray = b""
 
 
 def encode(
@@ -177,16 +182,16 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return array.data.cast("B")
 
 
-def check_header(fields: tuple[Any, ...], limits: Limits, digest8: bytes | None) -> tuple[Frame, int, int]:
-    """(frame without counts and payload, number of counts, payload bytes) of an unpacked header.
+def check_header(fields: tuple[Any, ...], limits: Limits, digest8: bytes | None) -> Frame:
+    """The frame an unpacked header announces, still without counts and payload.
 
     digest8: what the frame must carry; None accepts any.
 
     Raises:
         FrameError: the first field that is out of bounds.
     """
-    prefix, code, dtype_code, status, digest, sequence, layer, rows, hidden, *numbers = fields
-    deadline_ms, queue_rows, compute_us, n_counts, payload_bytes = numbers
+    prefix, code, dtype_code, status, digest, *numbers = fields
+    sequence, layer, rows, hidden, deadline_ms, queue_rows, compute_us, n, size = numbers
     if prefix != _PREFIX:
         if prefix[:4] != MAGIC:
             raise FrameError("these bytes are no frame of this cluster.")
@@ -196,57 +201,45 @@ def check_header(fields: tuple[Any, ...], limits: Limits, digest8: bytes | None)
         raise FrameError(f"a frame of kind {code if kind is None else kind.name} is not expected here.")
     if digest8 is not None and digest != digest8:
         raise FrameError(f"the frame is for model digest {digest.hex()}...; this side serves {digest8.hex()}...")
+    dtype, item_bytes = _DTYPES.get(dtype_code, (None, -1))
+    if item_bytes < 0:
+        raise FrameError(f"unknown dtype code {dtype_code}.")
     if rows > limits.rows:
         raise FrameError(f"{rows} rows in one frame; at most {limits.rows} are allowed.")
-    if n_counts > limits.counts:
-        raise FrameError(f"{n_counts} counts in one frame; at most {limits.counts} are allowed.")
-    if dtype_code not in _DTYPES:
-        raise FrameError(f"unknown dtype code {dtype_code}.")
-    dtype, item_bytes = _DTYPES[dtype_code]
-    _check_body(kind, rows, hidden, item_bytes, n_counts, payload_bytes, limits)
-    frame = Frame(kind, sequence, status, layer, rows, hidden, dtype, deadline_ms, queue_rows, compute_us)
-    return frame, n_counts, payload_bytes
-
-
-def _check_body(
-    kind: Kind, rows: int, hidden: int, item_bytes: int, n_counts: int, payload_bytes: int, limits: Limits
-) -> None:
-    """What kind and sizes must agree on."""
-    if kind is Kind.ROWS or kind is Kind.RESULT or kind is Kind.REFERENCE:
+    if n > limits.counts:
+        raise FrameError(f"{n} counts in one frame; at most {limits.counts} are allowed.")
+    holds_rows = kind is Kind.ROWS or kind is Kind.RESULT
+    if holds_rows or kind is Kind.REFERENCE:
         if not (rows and hidden and item_bytes):
             raise FrameError(f"a {kind.name} frame of {rows} rows of {hidden}, item size {item_bytes}.")
-        if kind is not Kind.REFERENCE:
-            if (n_counts > 0) != (kind is Kind.ROWS):
-                raise FrameError(f"a {kind.name} frame with {n_counts} counts.")
-            if payload_bytes != rows * hidden * item_bytes:
-                raise FrameError(f"{payload_bytes} payload bytes for {rows} rows of {hidden} x {item_bytes} bytes.")
-            if payload_bytes > limits.payload_bytes:
-                raise FrameError(f"{payload_bytes} payload bytes; at most {limits.payload_bytes} are allowed.")
-            return
-    elif rows or hidden or item_bytes or n_counts:
+        if holds_rows and (n > 0) != (kind is Kind.ROWS):
+            raise FrameError(f"a {kind.name} frame with {n} counts.")
+        if holds_rows and size != rows * hidden * item_bytes:
+            raise FrameError(f"{size} payload bytes for {rows} rows of {hidden} x {item_bytes} bytes.")
+    elif rows or hidden or item_bytes or n:
         raise FrameError(f"a {kind.name} frame holds no rows.")
-    if payload_bytes > limits.control_bytes:
-        raise FrameError(f"{payload_bytes} bytes in a {kind.name} frame; at most {limits.control_bytes} are allowed.")
+    if size > (limits.payload_bytes if holds_rows else limits.control_bytes):
+        raise FrameError(f"{size} payload bytes in a {kind.name} frame; that is more than is allowed.")
+    return Frame(kind, sequence, status, layer, rows, hidden, dtype, deadline_ms, queue_rows, compute_us, n, size)
 
 
-def read_counts(staging: memoryview, start: int, n_counts: int, rows: int) -> Tensor:
+def read_counts(data: memoryview, rows: int) -> Tensor:
     """int64 [E] from the bytes behind a header.
 
     Raises:
         FrameError: a count is negative, or they do not sum to `rows`.
     """
-    counts = staging[start : start + 8 * n_counts].cast("q")
-    total, smallest = sum(counts), min(counts)
-    if smallest < 0 or total != rows:
-        raise FrameError(f"counts that sum to {total} for {rows} rows, the smallest {smallest}.")
-    return torch.frombuffer(bytearray(counts), dtype=torch.int64)
+    counts = data.cast("q")
+    if min(counts) < 0 or sum(counts) != rows:
+        raise FrameError(f"counts that sum to {sum(counts)} for {rows} rows, the smallest {min(counts)}.")
+    return torch.frombuffer(bytearray(data), dtype=torch.int64)
 
 
-def allocate(frame: Frame, payload_bytes: int) -> memoryview:
+def allocate(frame: Frame) -> memoryview:
     """Give a checked `frame` the buffer of its payload and return the bytes of it."""
-    if frame.dtype is not None and frame.kind is not Kind.REFERENCE:
+    if frame.kind is Kind.ROWS or frame.kind is Kind.RESULT:
         frame.tensor = torch.empty(frame.rows, frame.hidden, dtype=frame.dtype)
         return tensor_bytes(frame.tensor)
-    data = bytearray(payload_bytes)
+    data = bytearray(frame.payload_bytes)
     frame.data = data
     return memoryview(data)

@@ -85,8 +85,12 @@ class StreamCall:
 
     def fits(self, frame: Frame) -> bool:
         """Whether `frame` is the result of this call, by kind and shape."""
-        kind = Kind.RESULT if self.kind is Kind.ROWS else Kind.REFERENCE
-        return frame.kind is kind and (frame.rows, frame.hidden, frame.dtype) == (self.rows, self.hidden, self.dtype)
+        return (
+            frame.rows == self.rows
+            and frame.hidden == self.hidden
+            and frame.dtype is self.dtype
+            and frame.kind is (Kind.RESULT if self.kind is Kind.ROWS else Kind.REFERENCE)
+        )
 
 
 class Link:
@@ -115,29 +119,30 @@ class Link:
             FrameError, OSError: the connection is of no further use; what is in `answered` counts nevertheless.
         """
         for frame in self.reader.receive(self.sock):
-            if frame.kind is Kind.GOAWAY:
-                self.leaving = True
-            elif frame.kind is Kind.PING:
-                self.send(encode(Kind.PONG, frame.sequence, digest8=self.digest8))
-            elif frame.kind is Kind.ERROR and frame.status == Status.CLOSING:
-                raise ConnectionAbortedError(_text(frame))
+            call = self.calls.get(frame.sequence)
+            if call is not None and call.fits(frame):
+                call.frame = frame
+            elif call is not None and frame.kind is Kind.ERROR:
+                error = FabricError if frame.status == Status.FAILED else ReplicaLostError
+                call.error = error(f"{self.replica_id}: {_text(frame)}")
             else:
-                answered.append(self._answered(frame))
+                self._heed(frame)
+                continue
+            del self.calls[frame.sequence]
+            call.queue_rows = frame.queue_rows
+            call.compute_s = frame.compute_us / 1e6
+            answered.append(call)
 
-    def _answered(self, frame: Frame) -> StreamCall:
-        call = self.calls.get(frame.sequence)
-        if call is None or not (frame.kind is Kind.ERROR or call.fits(frame)):
-            raise FrameError(f"a {frame.kind.name} frame answers no call of this connection.")
-        del self.calls[frame.sequence]
-        call.queue_rows = frame.queue_rows
-        call.compute_s = frame.compute_us / 1e6
-        if frame.kind is not Kind.ERROR:
-            call.frame = frame
-        elif frame.status == Status.FAILED:
-            call.error = FabricError(f"{self.replica_id}: {_text(frame)}")
+    def _heed(self, frame: Frame) -> None:
+        """A frame that answers no call."""
+        if frame.kind is Kind.GOAWAY:
+            self.leaving = True
+        elif frame.kind is Kind.PING:
+            self.send(encode(Kind.PONG, frame.sequence, digest8=self.digest8))
+        elif frame.kind is Kind.ERROR and frame.status == Status.CLOSING:
+            raise ConnectionAbortedError(_text(frame))
         else:
-            call.error = ReplicaLostError(f"{self.replica_id}: {_text(frame)}")
-        return call
+            raise FrameError(f"a {frame.kind.name} frame answers no call of this connection.")
 
 
 def open_link(replica: Replica, *, key: bytes, digest: bytes, node_id: str, timeout_s: float, limits: Limits) -> Link:

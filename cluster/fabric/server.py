@@ -19,7 +19,7 @@ import torch
 
 from cluster.errors import ConfigError, FrameError
 from cluster.fabric.connections import Connection, Connections, ServerLimits
-from cluster.fabric.device import Compute, Device, Outcome, sentence
+from cluster.fabric.device import Compute, Device, Job, sentence
 from cluster.fabric.frames import Buffer, Frame, Kind, Status, encode
 from cluster.fabric.handshake import Identity
 from cluster.fabric.sockets import listen_tcp, listen_unix, unlink
@@ -80,6 +80,9 @@ class ExpertServer:
         limits: ServerLimits | None = None,
     ) -> None:
         self._shape = shape
+        self._expected = {
+            layer: (experts, shape.hidden[layer], shape.dtype) for layer, experts in shape.experts.items()
+        }
         self._unix_path = unix_path
         self._unix_bound = False
         self._host = host
@@ -162,8 +165,8 @@ class ExpertServer:
             with torch.inference_mode():
                 while not self._stopping:
                     self._connections.poll(self._device.wait_s(time.monotonic()))
-                    for outcome in self._device.step(time.monotonic()):
-                        self._reply(outcome)
+                    for job in self._device.step(time.monotonic()):
+                        self._reply(job)
                     if self._drain_asked:
                         self._drain()
         except Exception:
@@ -189,7 +192,7 @@ class ExpertServer:
     def _on_frame(self, connection: Connection, frame: Frame) -> None:
         if frame.kind is Kind.ROWS or frame.kind is Kind.REFERENCE:
             self._check(frame)
-            connection.waiting_bytes += _cost(frame)
+            connection.waiting_bytes += frame.payload_bytes
             self._device.add(connection, frame, time.monotonic())
             if connection.waiting_bytes > self._limits.waiting_bytes:
                 self._connections.update_events(connection)
@@ -202,32 +205,31 @@ class ExpertServer:
 
     def _check(self, frame: Frame) -> None:
         """The frame's shape against the group's."""
-        shape = self._shape
-        experts, hidden = shape.experts.get(frame.layer), shape.hidden.get(frame.layer)
-        n_counts = 0 if frame.counts is None else frame.counts.shape[0]
-        if experts is None or hidden is None:
-            raise FrameError(f"{shape.name} holds no experts in layer {frame.layer}.")
-        if n_counts != experts or frame.hidden != hidden or frame.dtype != shape.dtype:
-            raise FrameError(
-                f"layer {frame.layer} of {shape.name} takes {experts} counts and rows of {hidden} x {shape.dtype}, "
-                f"not {n_counts} and {frame.hidden} x {frame.dtype}."
-            )
+        expected = self._expected.get(frame.layer)
+        if (frame.n_counts, frame.hidden, frame.dtype) == expected:
+            return
+        if expected is None:
+            raise FrameError(f"{self._shape.name} holds no experts in layer {frame.layer}.")
+        raise FrameError(
+            f"layer {frame.layer} of {self._shape.name} takes {expected[0]} counts and rows of {expected[1]} x "
+            f"{expected[2]}, not {frame.n_counts} and {frame.hidden} x {frame.dtype}."
+        )
 
-    def _reply(self, outcome: Outcome[Connection]) -> None:
-        connection = outcome.owner
+    def _reply(self, job: Job[Connection]) -> None:
+        connection = job.owner
         if connection.open:
-            connection.waiting_bytes -= _cost(outcome.frame)
-            self._connections.send(connection, self._answer(connection, outcome))
+            connection.waiting_bytes -= job.frame.payload_bytes
+            self._connections.send(connection, self._answer(connection, job))
 
-    def _answer(self, connection: Connection, outcome: Outcome[Connection]) -> list[Buffer]:
-        frame, output = outcome.frame, outcome.output
-        queue_rows, compute_us = self._device.queue_rows, int(outcome.compute_s * 1e6)
+    def _answer(self, connection: Connection, job: Job[Connection]) -> list[Buffer]:
+        frame, output = job.frame, job.output
+        queue_rows, compute_us = self._device.queue_rows, int(job.compute_s * 1e6)
         digest8 = self._connections.digest8
         if output is not None and frame.kind is Kind.ROWS:
             return encode(
                 Kind.RESULT, frame.sequence, digest8=digest8, queue_rows=queue_rows, compute_us=compute_us, body=output
             )
-        status, message = outcome.status, outcome.message
+        status, message = job.status, job.message
         if output is not None:
             try:
                 return encode(
@@ -271,8 +273,3 @@ class ExpertServer:
         self._device.drop(connection)
         for sequence in list(connection.references):
             self._release(connection, sequence)
-
-
-def _cost(frame: Frame) -> int:
-    """Bytes a waiting frame holds."""
-    return len(frame.data) if frame.tensor is None else frame.tensor.nbytes

@@ -1,19 +1,62 @@
-"""Opening the sockets of the fabric: Unix on one node, TCP between nodes. Knows no frame."""
+"""The fabric's sockets, Unix on one node and TCP between nodes: opening them, waiting for them. Knows no frame."""
 
 from __future__ import annotations
 
+import math
 import os
+import select
 import socket
 import stat
 from contextlib import suppress
+from typing import Generic, TypeVar
 
 from cluster.errors import ConfigError
 from cluster.membership import Address
 
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 UNIX_PATH_BYTES = 100
+_BOTH = READ | WRITE
+_EVENTS_PER_POLL = 64
+Target = TypeVar("Target")
 _BACKLOG = 128
 _DEAD_PEER_MS = 10_000
 _UNIX_SEND_BYTES = 4 << 20
+
+
+class Poller(Generic[Target]):
+    """Waits for sockets, like `selectors.EpollSelector` at half its price; `target` is what `poll` returns for one.
+
+    Linux only, as the rest of the cluster. A socket that is broken or at its end is ready for whatever was asked.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._targets: dict[int, Target] = {}
+
+    def register(self, sock: socket.socket, events: int, target: Target) -> None:
+        """Wait for `events`: READ, WRITE or both."""
+        self._epoll.register(sock, events)
+        self._targets[sock.fileno()] = target
+
+    def modify(self, sock: socket.socket, events: int) -> None:
+        """Wait for other events."""
+        self._epoll.modify(sock, events)
+
+    def unregister(self, sock: socket.socket) -> None:
+        """Before the socket is closed."""
+        self._epoll.unregister(sock)
+        del self._targets[sock.fileno()]
+
+    def poll(self, timeout_s: float) -> list[tuple[Target, int]]:
+        """What is ready, after at most `timeout_s`: (target, READ, WRITE or both)."""
+        # epoll counts in whole milliseconds: rounded down, the last one would be spent spinning.
+        ready = self._epoll.poll(math.ceil(timeout_s * 1e3) * 1e-3, _EVENTS_PER_POLL)
+        targets = self._targets
+        return [(targets[fd], events if events <= _BOTH else _BOTH) for fd, events in ready]
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._epoll.close()
 
 
 def listen_unix(path: str) -> socket.socket:

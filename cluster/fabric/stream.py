@@ -9,7 +9,6 @@ Dimension letters: T tokens, H hidden, R rows, E experts of the group in that la
 from __future__ import annotations
 
 import math
-import selectors
 import time
 from collections.abc import Collection
 
@@ -19,10 +18,10 @@ from torch import Tensor
 from cluster.errors import FabricError, FrameError, ReplicaLostError
 from cluster.fabric.frames import Buffer, Kind, Limits, encode
 from cluster.fabric.links import Link, StreamCall, open_link
+from cluster.fabric.sockets import READ, WRITE, Poller
 from cluster.fabric.transport import Batch, Call
 from cluster.membership import Replica
 
-_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _LONGEST_DEADLINE_S = 1e6
 
 
@@ -50,7 +49,7 @@ class StreamTransport:
         self._connect_timeout_s = connect_timeout_s
         self._limits = limits or Limits()
         self._links: dict[str, Link] = {}
-        self._selector = selectors.DefaultSelector()
+        self._poller: Poller[Link] = Poller()
         self._sequence = 0
         self._arrivals = 0
         self._closed_sent = self._closed_received = 0
@@ -107,8 +106,8 @@ class StreamTransport:
                 return sorted(done, key=_arrival) if len(done) > 1 else done
             left_s = give_up_at - time.monotonic()
             expired = left_s <= 0
-            for key, events in self._selector.select(max(0.0, left_s)):
-                self._serve(key.data, events)
+            for link, events in self._poller.poll(max(0.0, left_s)):
+                self._serve(link, events)
 
     def forget(self, call: Call) -> None:
         """Drop the result when it comes; a reference is released then."""
@@ -173,8 +172,8 @@ class StreamTransport:
                 limits=self._limits,
             )
             self._links[replica.id] = link
-            self._selector.register(link.sock, _READ, link)
-            link.events = _READ
+            self._poller.register(link.sock, READ, link)
+            link.events = READ
         if link.leaving:
             raise ReplicaLostError(f"{replica.id} is draining.")
         return link
@@ -185,15 +184,16 @@ class StreamTransport:
         except OSError as error:
             self._lose(link, str(error))
             return
-        self._update_events(link)
+        if link.writer.pending_bytes:
+            self._update_events(link)
 
     def _serve(self, link: Link, events: int) -> None:
         """Send and read what is possible now."""
         answered: list[StreamCall] = []
         try:
-            if events & _WRITE:
+            if events & WRITE:
                 link.writer.flush(link.sock)
-            if events & _READ:
+            if events & READ:
                 link.receive(answered)
         except BlockingIOError:
             pass
@@ -204,12 +204,13 @@ class StreamTransport:
             call.arrival = self._arrivals
             if call.forgotten:
                 self.release(call)
-        self._update_events(link)
+        if link.events != READ:
+            self._update_events(link)
 
     def _update_events(self, link: Link) -> None:
-        events = _READ | _WRITE if link.writer.pending_bytes else _READ
+        events = READ | WRITE if link.writer.pending_bytes else READ
         if events != link.events and self._links.get(link.replica_id) is link:
-            self._selector.modify(link.sock, events, link)
+            self._poller.modify(link.sock, events)
             link.events = events
 
     def _lose(self, link: Link, reason: str) -> None:
@@ -219,7 +220,7 @@ class StreamTransport:
         self._closed_sent += link.writer.sent_bytes
         self._closed_received += link.reader.received_bytes
         del self._links[link.replica_id]
-        self._selector.unregister(link.sock)
+        self._poller.unregister(link.sock)
         link.sock.close()
         for call in link.calls.values():
             self._arrivals += 1

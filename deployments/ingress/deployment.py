@@ -47,6 +47,7 @@ def _service(args: AppConfig, blueprint: Blueprint, router: DeploymentHandle, di
     from deployments.ingress.auth import Authenticator, KeyFile
     from deployments.ingress.chat import ChatTokenizer
     from deployments.ingress.handles import DirectoryCluster, RouterHandle
+    from deployments.ingress.resume import ResumingRouter
     from deployments.ingress.service import ServedModel, Service
 
     config = AutoConfig.from_pretrained(blueprint.model_path, local_files_only=True, trust_remote_code=False)
@@ -63,7 +64,7 @@ def _service(args: AppConfig, blueprint: Blueprint, router: DeploymentHandle, di
             fingerprint=f"xs-{blueprint.digest.hex()[:12]}",
         ),
         tokenizer=ChatTokenizer.load(resolve(blueprint.model_path)),
-        router=RouterHandle(router),
+        router=ResumingRouter(RouterHandle(router), clock=time.monotonic),
         cluster=DirectoryCluster(ClusterReader(directory, TargetReplicas(application))),
         auth=Authenticator(api_keys, admin_keys),
         max_body_bytes=args.ingress.max_body_bytes,

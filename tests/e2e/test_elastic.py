@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
+import psutil
 import pytest
 
 from tests.e2e.conftest import MODEL, WholeModel
@@ -43,6 +45,42 @@ def test_routers_and_replicas_share_the_work_and_agree_with_the_whole_model(
     assert texts == [whole_model.complete(prompt, 24) for prompt in PROMPTS]
     shared = wait_for(lambda: both_replicas_worked(server), 20, "rows on both replicas of experts-0")
     assert all(replica["emulated"] for replica in shared)
+
+
+def test_a_killed_router_costs_its_clients_nothing_but_time(server: Server) -> None:
+    """The last test of the module: Serve starts another router, for nobody."""
+    wait_for(lambda: len(server.get("/v1/cluster")["routers"]) == 2, 60, "both routers")
+    started = threading.Barrier(len(PROMPTS) + 1)
+
+    def ask(number: int, on_start: Callable[[], object]) -> str:
+        asked = {"model": MODEL, "prompt": PROMPTS[number], "max_tokens": 150, "temperature": 0}
+        extra = {"extra_body": {"ignore_eos": True}, "extra_headers": {"x-session-id": f"session-{number}"}}
+        pieces = []
+        for chunk in client.completions.create(**asked, **extra, stream=True):
+            pieces.append(chunk.choices[0].text)
+            if len(pieces) == 1:
+                on_start()
+        return "".join(pieces)
+
+    base_url = f"{server.url}/v1"
+    with (
+        openai.OpenAI(base_url=base_url, api_key="none", max_retries=0) as client,
+        ThreadPoolExecutor(len(PROMPTS)) as pool,
+    ):
+        wanted = list(pool.map(lambda number: ask(number, lambda: None), range(len(PROMPTS))))
+        answers = [pool.submit(ask, number, started.wait) for number in range(len(PROMPTS))]
+        started.wait(60)
+        router_process(server).kill()
+        assert [answer.result(120) for answer in answers] == wanted
+
+
+def router_process(server: Server) -> psutil.Process:
+    """The process of one Router replica."""
+    for pid in server.pids():
+        process = psutil.Process(pid)
+        if "ServeReplica:expertscale:Router" in " ".join(process.cmdline()):
+            return process
+    raise AssertionError("no router process")
 
 
 def ready_replicas(server: Server, name: str) -> int:

@@ -85,3 +85,8 @@ def test_a_cut_moves_to_the_end_of_an_expert_close_by_and_no_further() -> None:
 def test_the_same_replica_keeps_the_same_experts_from_turn_to_turn(turn: int) -> None:
     shares = split([Candidate(0, 1)] * 3, [10, 10, 10], 0.0, turn)
     assert [(share.candidate, share.start, share.stop) for share in shares] == [(0, 0, 10), (1, 10, 20), (2, 20, 30)]
+
+
+def test_a_hop_too_short_to_measure_splits_over_everybody() -> None:
+    shares = split([Candidate(0, 1e-3), Candidate(0, 1e-3)], [200], 5e-324, 0)
+    assert {share.candidate for share in shares} == {0, 1}
