@@ -28,7 +28,8 @@ import psutil
 from cluster.config import project_root
 from deployments import config_file
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+DASHBOARD_PORT, DASHBOARD_TRIES = 8265, 50  # Ray's own
 POLL_S = 0.25
 SERVE_STOP_S = 30.0
 LEFTOVER_STOP_S = 5.0
@@ -85,7 +86,13 @@ def _run(derived: Path, port: int, model: str) -> int:
         signal.signal(number, lambda _number, _frame: stop.set())
     command = [str(Path(sys.executable).with_name("serve")), "run", str(derived)]
     started = time.monotonic()
-    process = subprocess.Popen(command, start_new_session=True, cwd=project_root())
+    # Should this process be killed, `serve run` must not stay behind with nobody to stop it.
+    process = subprocess.Popen(
+        command,
+        start_new_session=True,
+        cwd=project_root(),
+        preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGINT),
+    )
     threading.Thread(target=_announce, args=(port, model, started, stop), daemon=True).start()
     try:
         while not stop.is_set() and process.poll() is None:
@@ -111,7 +118,11 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> None:
 
 def _adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent dies, so that `_end_leftovers` can see them all."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _end_leftovers() -> None:
@@ -159,8 +170,21 @@ def _banner(url: str, model: str, seconds: float, cluster: dict[str, Any] | None
         for group in cluster["groups"]:
             ready = sum(replica["state"] == "ready" for replica in group["replicas"])
             lines.append(f"  {group['name']}  {ready} of {group['target_replicas']} replicas ready")
-    lines += ["  dashboard  http://127.0.0.1:8265", "", "Ctrl-C stops everything.", ""]
+    if dashboard := _dashboard_url():
+        lines.append(f"  dashboard  {dashboard}")
+    lines += ["", "Ctrl-C stops everything.", ""]
     return "\n".join(lines)
+
+
+def _dashboard_url() -> str | None:
+    """Where our Ray's dashboard listens: at 8265, or the next free port if another Ray has that."""
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process().children(recursive=True):
+            if any(part.endswith("dashboard.py") for part in process.cmdline()):
+                ports = {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+                near = sorted(ports & set(range(DASHBOARD_PORT, DASHBOARD_PORT + DASHBOARD_TRIES)))
+                return f"http://127.0.0.1:{near[0]}" if near else None
+    return None
 
 
 if __name__ == "__main__":

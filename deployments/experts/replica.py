@@ -19,6 +19,7 @@ from cluster.errors import ConfigError
 from cluster.fabric.server import ExpertServer, ServedGroup
 from cluster.fabric.transport import ReferenceCodec
 from cluster.membership import Address, Replica, State
+from cluster.threads import require_one_thread
 from deployments.experts.ffn import expert_ffn
 from deployments.experts.weights import GroupWeights, ProgressBar, load_group
 
@@ -52,6 +53,8 @@ class ExpertReplica:
         self.group = spec.group_names[index]
         self._device = torch.device(device)
         self._batch_invariant = batch_invariant
+        if batch_invariant:
+            require_one_thread(self._device)
         plan = blueprint.plan
         dtype: torch.dtype = getattr(torch, plan.dtype)
         self.weights: GroupWeights = load_group(

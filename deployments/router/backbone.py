@@ -18,10 +18,11 @@ from torch import Tensor
 from cluster.checkpoint import load_router_model, parameter_bytes
 from cluster.errors import ConfigError, ExpertScaleError, UnsupportedModelError
 from cluster.load_plan import LoadPlan
+from cluster.threads import require_one_thread
 from deployments.router import attention, probe
 from deployments.router.attention_invariant import RowwiseAttention
 from deployments.router.attention_mla import LatentProjection, bind_latent_layers
-from deployments.router.batch_invariant import ROW_TILE, fix_rows, require_one_thread
+from deployments.router.batch_invariant import ROW_TILE, fix_rows
 from deployments.router.kv_cache import PagedKVCache
 from deployments.router.step import StepInput
 from deployments.router.step_layout import StepLayout

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cluster.errors import ConfigError, UnsupportedModelError
+from cluster.errors import UnsupportedModelError
 
 ROW_TILE = 8
 
@@ -66,19 +66,6 @@ class FixedRowParameter(nn.Parameter):
             if (func in _SAME_MATRIX or func in _TRANSPOSES) and isinstance(result, Tensor):
                 return result.as_subclass(cls)
             return result
-
-
-def require_one_thread(device: torch.device) -> None:
-    """Threads cut element-wise work at places that depend on its size, in the middle of a vector.
-
-    Raises:
-        ConfigError: torch may use several threads on `device`.
-    """
-    if device.type == "cpu" and torch.get_num_threads() > 1:
-        raise ConfigError(
-            f"router.batch_invariant: true needs one CPU thread, but torch has {torch.get_num_threads()}: set "
-            "OMP_NUM_THREADS=1."
-        )
 
 
 def fix_rows(model: nn.Module, skip: Callable[[str], bool]) -> None:
