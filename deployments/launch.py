@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from cluster.config import project_root
+from cluster.config import AppConfig, SecuritySpec, project_root, resolve
 from deployments import config_file
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     derived = project_root() / ".expertscale" / f"serve-{options.port}.yaml"
     derived.parent.mkdir(parents=True, exist_ok=True)
     derived.write_text(file.derived(options.port))
-    return _run(derived, options.port, file.args.model.served_name)
+    return _run(derived, options.port, file.args)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -79,7 +79,7 @@ def _port_is_free(port: int) -> bool:
     return True
 
 
-def _run(derived: Path, port: int, model: str) -> int:
+def _run(derived: Path, port: int, args: AppConfig) -> int:
     _adopt_orphans()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -93,7 +93,7 @@ def _run(derived: Path, port: int, model: str) -> int:
         cwd=project_root(),
         preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGINT),
     )
-    threading.Thread(target=_announce, args=(port, model, started, stop), daemon=True).start()
+    threading.Thread(target=_announce, args=(port, args, started, stop), daemon=True).start()
     try:
         while not stop.is_set() and process.poll() is None:
             stop.wait(POLL_S)
@@ -141,29 +141,46 @@ def _signal(process: psutil.Process, number: int) -> None:
         process.send_signal(number)
 
 
-def _announce(port: int, model: str, started: float, stop: threading.Event) -> None:
+def _announce(port: int, args: AppConfig, started: float, stop: threading.Event) -> None:
     """Wait until `/health` says that all is ready, then print what a newcomer needs."""
     url = f"http://127.0.0.1:{port}"
     while not stop.is_set():
         if _get(f"{url}/health") is not None:
-            print(_banner(url, model, time.monotonic() - started, _get(f"{url}/v1/cluster")), flush=True)
+            cluster = _get(f"{url}/v1/cluster", _cluster_key(args.security))
+            print(_banner(url, args, time.monotonic() - started, cluster), flush=True)
             return
         stop.wait(POLL_S)
 
 
-def _get(url: str) -> dict[str, Any] | None:
+def _cluster_key(security: SecuritySpec) -> str | None:
+    """An API key that may see the cluster; None where none is asked for, or none can be read."""
+    name = security.admin_keys_file or security.api_keys_file
+    if name is None:
+        return None
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        lines = map(str.strip, resolve(name).read_text(encoding="utf-8").splitlines())
+        return next((line for line in lines if line and not line.startswith("#")), None)
+    return None
+
+
+def _get(url: str, key: str | None = None) -> dict[str, Any] | None:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        with urllib.request.urlopen(request, timeout=2) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
     except (urllib.error.URLError, OSError, ValueError):
         return None
 
 
-def _banner(url: str, model: str, seconds: float, cluster: dict[str, Any] | None) -> str:
+def _banner(url: str, args: AppConfig, seconds: float, cluster: dict[str, Any] | None) -> str:
+    model, keys = args.model.served_name, args.security.api_keys_file
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "def main():"}], "max_tokens": 48})
     lines = ["", f"ExpertScale serves {model} at {url} (ready after {seconds:.0f} s). Try:", ""]
-    lines += [f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'", ""]
+    if keys is not None:
+        lines.append(f"  KEY=...  # one of those in {keys}")
+    sent = "-H 'Content-Type: application/json'" + ("" if keys is None else ' -H "Authorization: Bearer $KEY"')
+    lines += [f"  curl {url}/v1/chat/completions {sent} -d '{body}'", ""]
     if cluster is not None:
         lines.append(f"Running (see {url}/v1/cluster):")
         lines.append(f"  routers    {len(cluster['routers'])}")

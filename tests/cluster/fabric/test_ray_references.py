@@ -195,7 +195,7 @@ def test_scatters_over_ray_give_the_same_bits_as_local_experts(view: View) -> No
     transport.close()
 
 
-def test_ten_thousand_scatters_leave_nothing_behind(hosts: list[Any], view: View) -> None:
+def test_ten_thousand_scatters_leave_nothing_behind(hosts: list[Any], view: View, record_property: Any) -> None:
     transport = ObjectStoreTransport(small.new_stream(), RayReferences())
     dispatcher = small.dispatcher(transport, view)
     hidden, index, weight = small.layer_input(4, torch.float32)
@@ -213,7 +213,7 @@ def test_ten_thousand_scatters_leave_nothing_behind(hosts: list[Any], view: View
     start_s = time.monotonic()
     for _ in range(SCATTERS):
         output = dispatcher.scatter_gather(small.LAYER, *layer)
-    print(f"{SCATTERS / (time.monotonic() - start_s):.0f} scatters/s through the object store")
+    record_property("scatters_per_s", round(SCATTERS / (time.monotonic() - start_s)))
     assert torch.equal(output, expected)
     assert dispatcher.stats().resends == 0
     eventually(lambda: held() == before)
