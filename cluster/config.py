@@ -183,14 +183,15 @@ class RouterSpec(Spec):
     """The routers and their engines.
 
     max_batch_tokens: tokens of one step, prefill chunks included. max_sequences: sequences in one step.
-    kv_tokens: tokens the KV pool of one router holds. max_queued_requests: waiting beyond that is answered 429.
+    kv_tokens: tokens the KV pool of one router holds, in pages of 16: what does not fill one would be promised in vain.
+    max_queued_requests: waiting beyond that is answered 429.
     batch_invariant: a row's result does not depend on what else is in the batch, bit for bit, at a cost in speed.
     """
 
     replicas: Positive = 1
     max_batch_tokens: Positive = 512
     max_sequences: Positive = 64
-    kv_tokens: int = Field(default=32768, ge=16, strict=True)
+    kv_tokens: int = Field(default=32768, ge=16, multiple_of=16, strict=True)
     max_queued_requests: Positive = 256
     batch_invariant: bool = False
     resources: ResourceSpec = ResourceSpec()

@@ -79,6 +79,7 @@ def test_only_the_model_path_is_required():
             "experts.resources.num_cpus: the value -1 is not allowed:",
         ),
         (with_parts(router={"kv_tokens": 8}), "router.kv_tokens: the value 8 is not allowed:"),
+        (with_parts(router={"kv_tokens": 1000}), "router.kv_tokens: the value 1000 is not allowed:"),
         (
             with_parts(router={"max_batch_tokens": 8, "max_sequences": 9}),
             "max_batch_tokens (8) is below max_sequences (9): each running sequence needs one token a step.",
