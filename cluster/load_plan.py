@@ -148,11 +148,6 @@ class LoadPlan:
         """Layer -> number of routed experts, for the layers that have any."""
         return {layer: plan.num_experts for layer, plan in self.layers.items()}
 
-    @property
-    def needs_transformers(self) -> bool:
-        """Whether expert replicas must import transformers to run some layer's activation."""
-        return any(plan.spec.fallback for plan in self.layers.values())
-
     def to_json(self) -> str:
         """Canonical text: equal plans give equal text."""
         return _adapter().dump_json(self).decode()

@@ -66,7 +66,12 @@ class ExpertGroup:
             directory, self._replica.record(State.READY), self._stats, on_refused=self._on_refused
         )
         self._registration.start()
-        logger.info("%s", self._replica)
+        logger.info(
+            "%s: %.1f MiB of experts, %.0f rows per second",
+            self._replica.group,
+            self._replica.weights.parameter_bytes / 2**20,
+            self._replica.speed_rows_per_s,
+        )
         if emulate:
             logger.warning("emulated device: answers no faster than %g rows per second", emulate.rows_per_s)
 

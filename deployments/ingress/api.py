@@ -189,6 +189,8 @@ async def _events(
             delta = await generation.next()
         if usage:
             yield event(answer.usage_chunk(generation.usage()))
+    except ClientGoneError:
+        raise  # nobody is there to be told
     except Exception as error:  # the status is long sent: the error becomes the last event
         yield event(error_object(error))
         return

@@ -78,10 +78,6 @@ class ChatTokenizer:
             log.info("%s", reason)
             raise RequestError(reason, f"messages[{i}].role", "invalid_value") from None
 
-    def chat_tokens(self, messages: Conversation) -> list[int]:
-        """Token ids of `chat_text`; special tokens are the template's business."""
-        return self.text_tokens(self.chat_text(messages), special=False)
-
     def text_tokens(self, text: str, special: bool = True) -> list[int]:
         """Token ids of `text`, with the tokenizer's own beginning-of-text token unless `special` is False."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special, verbose=False)

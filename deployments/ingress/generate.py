@@ -16,6 +16,7 @@ from deployments.generation import GenerationRequest, TokenChunk
 from deployments.ingress.chat import ChatTokenizer
 from deployments.ingress.choices import Choice, Delta
 from deployments.ingress.clients import RouterClient
+from deployments.ingress.errors import ClientGoneError
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Generation:
 
         Raises:
             ExpertScaleError: what the router raised; EngineError where a stream ends early; DeadlineError.
+            ClientGoneError: Serve cancelled the call to the router.
         """
         while True:
             self._ask()
@@ -71,8 +73,8 @@ class Generation:
                     return None
                 await self._wait()
             prompt, task = self._arrived.popleft()
-            if task.cancelled():  # not by us: `aclose` ends the caller first
-                raise EngineError("The router cancelled the request.")
+            if task.cancelled():  # not by us: `aclose` ends the caller first. Serve does it when the client is gone.
+                raise ClientGoneError
             chunk = task.result()
             if chunk is None:
                 if not self._done(prompt):

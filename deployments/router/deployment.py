@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 
 from ray import serve
@@ -17,6 +18,8 @@ from deployments.directory_client import RouterLink
 from deployments.generation import GenerationRequest, TokenChunk
 from deployments.node import device_of, node_id
 from deployments.router.outbox import generate
+
+logger = logging.getLogger(__name__)
 
 
 # The Ingress logs every request already.
@@ -46,6 +49,9 @@ class Router:
             device=device_of(args.router.resources),
             on_lost=self._link.lost,
         )
+        backbone = self._runtime.backbone
+        sizes = (self._runtime.parameter_bytes / 2**20, backbone.kv_pool_bytes / 2**20, backbone.max_context)
+        logger.info("%.1f MiB of weights without experts, %.1f MiB of KV pool, context of %d tokens", *sizes)
         self._runtime.start()
         self._link.start()
 

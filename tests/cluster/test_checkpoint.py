@@ -51,7 +51,7 @@ def test_every_type_compiles_to_a_plan_for_all_its_experts(tmp_path: Path, model
     assert plan.dtype == "float32"
     assert (plan.max_context, plan.context_reason) == (256, None)
     assert len(plan.files) > 1
-    assert not plan.needs_transformers
+    assert not any(layer.spec.fallback for layer in plan.layers.values())
     assert all(layer.hidden == 64 for layer in plan.layers.values())
     assert LoadPlan.from_json(plan.to_json()) == plan
 

@@ -22,7 +22,8 @@ def test_a_saved_tokenizer_loads_with_its_template(tmp_path: Path) -> None:
     byte_level().save_pretrained(tmp_path)
     loaded = ChatTokenizer.load(tmp_path)
     assert loaded.roles == {"system", "user", "assistant"}
-    assert loaded.chat_tokens([message("user", TEXT)]) == TOKENIZER.chat_tokens([message("user", TEXT)])
+    assert loaded.chat_text([message("user", TEXT)]) == TOKENIZER.chat_text([message("user", TEXT)])
+    assert loaded.text_tokens(TEXT) == TOKENIZER.text_tokens(TEXT)
 
 
 def test_a_folder_without_a_tokenizer_is_one_clear_error(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""What `make serve` prints when it is ready or never will be; the rest of it is tested end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.config import AppConfig, SecuritySpec, parse_args
+from deployments import startup
+
+URL = "http://127.0.0.1:8000"
+
+
+def config(**security: str) -> AppConfig:
+    return parse_args({"model": {"path": "some/model"}, "security": security})
+
+
+def test_the_curl_line_sends_a_key_where_one_is_asked_for() -> None:
+    line = "curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json'"
+    assert f"  {line} -d '" in startup._banner(URL, config(), 1.0, None)
+    assert f"  {line} -d '" in startup._banner(URL, config(admin_keys_file="admins"), 1.0, None)
+    keyed = startup._banner(URL, config(api_keys_file="etc/keys"), 1.0, None)
+    assert f"""  {line} -H "Authorization: Bearer $KEY" -d '""" in keyed
+    assert "one of those in etc/keys" in keyed
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        ({}, None),
+        ({"api_keys_file": "api"}, "first"),
+        ({"api_keys_file": "api", "admin_keys_file": "admin"}, "boss"),
+        ({"api_keys_file": "nowhere"}, None),
+        ({"api_keys_file": "empty"}, None),
+    ],
+)
+def test_the_cluster_is_asked_with_a_key_that_may_see_it(
+    names: dict[str, str], wanted: str | None, tmp_path: Path
+) -> None:
+    for name, text in (("api", "# ours\n\n first \nsecond\n"), ("admin", "boss\n"), ("empty", "# none\n")):
+        (tmp_path / name).write_text(text)
+    spec = SecuritySpec(**{key: str(tmp_path / name) for key, name in names.items()})
+    assert startup._cluster_key(spec) == wanted
+
+
+def details(status: str, *messages: str) -> dict[str, object]:
+    deployments = {
+        f"experts-{index}": {"status": "DEPLOY_FAILED" if text else "HEALTHY", "message": text}
+        for index, text in enumerate(messages)
+    }
+    return {"applications": {"a": {"status": status, "message": "it failed", "deployments": deployments}}}
+
+
+def test_a_failed_start_is_told_by_the_last_error_of_the_first_failed_deployment() -> None:
+    trace = "Traceback:\n  File x\ncluster.errors.ConfigError: experts.host: no such address.\n\nsee logs"
+    assert startup.failure(details("DEPLOY_FAILED", "", trace), "a") == (
+        "experts-1: cluster.errors.ConfigError: experts.host: no such address."
+    )
+    assert startup.failure(details("DEPLOY_FAILED"), "a") == "it failed"
+
+
+def test_a_start_under_way_is_no_failure() -> None:
+    assert startup.failure(details("DEPLOYING", "replica is slow"), "a") is None
+    assert startup.failure({}, "a") is None
