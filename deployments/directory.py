@@ -20,6 +20,7 @@ from cluster.placement import Placement
 from cluster.snapshot import cluster_facts
 from cluster.stats import ReplicaStats, RouterStats
 from deployments.directory_core import DirectoryCore
+from deployments.serve_logging import log_through_serve
 
 EXPIRY_PERIOD_S = 0.5
 
@@ -41,6 +42,7 @@ class Directory:
     """
 
     def __init__(self, model: str, digest: str, placement: Placement, experts: ExpertsSpec) -> None:
+        log_through_serve()
         facts = cluster_facts(model, digest, placement, experts)
         self._core = DirectoryCore(facts, incarnation=secrets.token_hex(8), clock=time.monotonic)
         self._expiry: asyncio.Task[None] | None = None

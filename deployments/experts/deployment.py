@@ -20,6 +20,7 @@ from cluster.membership import State
 from cluster.stats import ReplicaStats
 from deployments.directory_client import Registration
 from deployments.node import device_of, listen_host, node_id
+from deployments.serve_logging import log_through_serve
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class ExpertGroup:
         emulate: EmulateSpec | None,
         directory: DeploymentHandle,
     ) -> None:
+        log_through_serve()
         # torch takes two seconds to import: only replicas pay for it, not the process that builds the application.
         from cluster.fabric.ray_references import RayReferences
         from cluster.fabric.store_codec import StoreCodec

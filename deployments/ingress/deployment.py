@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster.blueprint import Blueprint
 from cluster.config import AppConfig, resolve
 from deployments.directory_client import ClusterReader
+from deployments.serve_logging import log_through_serve
 from deployments.targets import TargetReplicas
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Ingress:
         directory: DeploymentHandle,
         experts: list[DeploymentHandle],
     ) -> None:
+        log_through_serve()
         self._service = _service(args, blueprint, router, directory)
         self._experts = experts
 

@@ -18,6 +18,7 @@ from deployments.directory_client import RouterLink
 from deployments.generation import GenerationRequest, TokenChunk
 from deployments.node import device_of, node_id
 from deployments.router.outbox import generate
+from deployments.serve_logging import log_through_serve
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Router:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, args: AppConfig, blueprint: Blueprint, directory: DeploymentHandle
     ) -> None:
+        log_through_serve()
         # torch and transformers: only replicas pay for the import, not the process that builds the application.
         from deployments.router.load import LoadMeter
         from deployments.router.runtime import RouterRuntime

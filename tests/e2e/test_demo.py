@@ -67,10 +67,10 @@ def test_starting_costs_little_more_than_an_application_without_weights(
     server: Server, client: openai.OpenAI, weightless_s: float, record_property: Any
 ) -> None:
     run = next(p for p in psutil.Process(server.process.pid).children() if "serve" in " ".join(p.cmdline()))
+    asked_at = time.monotonic()
     client.chat.completions.create(model=MODEL, messages=CHATS[0], max_tokens=1)
-    # Healthy means that a router and every group are ready, so what the completion itself takes is the rest.
-    ready_at = server.started_at + server.ready_s
-    demo_s = ready_at - run.create_time()
+    first_completion_s = time.monotonic() - asked_at
+    demo_s = server.started_at + server.ready_s - run.create_time() + first_completion_s
     record_property("start_s", round(demo_s, 1))
     record_property("weightless_s", round(weightless_s, 1))
     assert demo_s <= START_RATIO * weightless_s, f"{demo_s:.1f} s against {weightless_s:.1f} s without weights"
@@ -80,6 +80,8 @@ def test_terminal_shows_url_curl_line_and_what_is_running(server: Server) -> Non
     text = wait_for(lambda: (t := server.log.read_text()) and "Ctrl-C stops everything" in t and t, 30, "the banner")
     assert f"ExpertScale serves {MODEL} at {server.url}" in text
     assert f"curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' -d '" in text
+    assert "MiB of KV pool, context of 1024 tokens" in text
+    assert text.count("MiB of experts") == 4
     for line in ("routers    1", *(f"experts-{index}  1 of 1 replicas ready" for index in range(4))):
         assert line in text
 
