@@ -13,14 +13,14 @@ import os
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 from cluster.config import AppConfig, PlacementSpec, project_root, resolve
 from cluster.errors import CheckpointError, PlacementError
+from cluster.fabric import WIRE_VERSION
 from cluster.load_plan import LoadPlan, model_digest
 from cluster.placement import Placement, balanced, contiguous, explicit, read_groups, read_load
-
-WIRE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,15 @@ def _cached_plan(folder: Path, dtype: str) -> str:
 
 
 def _stamp(folder: Path, dtype: str) -> str:
-    """A name for (files of the folder, dtype, code that compiles), from sizes and times: nothing large is read."""
+    """A name for (files of the folder, dtype, code that compiles), from sizes and times: nothing large is read.
+
+    That code is ours and transformers', whose conversion mapping a plan writes down.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"model.path: there is no folder {folder}; give the folder of a Hugging Face checkpoint.")
     files = sorted(entry for entry in folder.iterdir() if entry.is_file())
     stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     # A plan is only as good as the code that made it.
     code = [hashlib.sha256(source.read_bytes()).hexdigest() for source in sorted(Path(__file__).parent.glob("*.py"))]
+    code.append(version("transformers"))
     return hashlib.sha256(json.dumps([str(folder), dtype, stamps, code]).encode()).hexdigest()[:32]

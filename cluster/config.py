@@ -10,10 +10,11 @@ import os
 import re
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -32,10 +33,18 @@ POOL_NAME = re.compile(r"[a-z]([a-z0-9]{0,30})")
 
 HOME_POOL = "default"
 
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("Input should be a valid number")
+    return value
+
+
 # Strict, because YAML's `yes` and `4.5` would otherwise pass as 1 and fail without naming the type.
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
-PositiveSeconds = Annotated[float, Field(gt=0, le=86400)]
+Number = Annotated[float, BeforeValidator(_no_boolean)]
+PositiveSeconds = Annotated[Number, Field(gt=0, le=86400)]
 
 # The tags keep pydantic from reporting one error for each alternative; they are no part of the key.
 _COUNT, _BY_GROUP = "(count)", "(by group)"
@@ -59,8 +68,8 @@ class Spec(BaseModel):
 class ResourceSpec(Spec):
     """What one replica asks of Ray; the names are Ray's own."""
 
-    num_cpus: float = Field(default=0.1, ge=0)
-    num_gpus: float = Field(default=0, ge=0)
+    num_cpus: Number = Field(default=0.1, ge=0)
+    num_gpus: Number = Field(default=0, ge=0)
     memory: Positive | None = Field(default=None, description="bytes")
     accelerator_type: str | None = None
     label_selector: dict[str, str] = Field(default_factory=dict)
@@ -112,7 +121,7 @@ class PlacementSpec(Spec):
 class EmulateSpec(Spec):
     """Answer no faster than a device that computes `rows_per_s` rows of one expert layer a second would."""
 
-    rows_per_s: float = Field(gt=0)
+    rows_per_s: Number = Field(gt=0)
 
 
 class PoolSpec(Spec):
@@ -277,11 +286,15 @@ def _sentences(error: ValidationError) -> list[str]:
 def _allowed(location: tuple[int | str, ...]) -> list[str]:
     """The keys that are known where an unknown one was found."""
     model: type[BaseModel] = AppConfig
+    is_name = False
     for part in location[:-1]:
-        # The names of pools are free: a part that is no field is such a name, and its keys are those of the value.
-        field = model.model_fields.get(str(part))
-        if field is not None:
-            model = next(kind for kind in _classes(field.annotation) if issubclass(kind, BaseModel))
+        if is_name:
+            # The names of pools are free, those of fields included: the keys are those of the value.
+            is_name = False
+            continue
+        annotation = model.model_fields[str(part)].annotation
+        model = next(kind for kind in _classes(annotation) if issubclass(kind, BaseModel))
+        is_name = get_origin(annotation) is dict
     return sorted(model.model_fields)
 
 

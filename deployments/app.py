@@ -67,9 +67,12 @@ def _expert_groups(args: AppConfig, blueprint: Blueprint, directory: Any) -> lis
             resources=args.experts.resources, emulate=args.experts.emulate, replicas=args.experts.replicas_of(group)
         )
         for pool, spec in {HOME_POOL: home, **args.experts.pools}.items():
+            # Serve takes no `num_replicas` of 0, only bounds that allow it.
+            bounds = {"min_replicas": 0, "initial_replicas": 0, "max_replicas": args.experts.max_replicas_hard}
+            size = {"num_replicas": spec.replicas} if spec.replicas else {"autoscaling_config": bounds}
             deployment = ExpertGroup.options(  # type: ignore[attr-defined]
+                **size,
                 name=deployment_name(group, pool),
-                num_replicas=spec.replicas,
                 ray_actor_options=spec.resources.ray_actor_options(),
                 graceful_shutdown_timeout_s=2 * args.experts.timeout_s,
                 graceful_shutdown_wait_loop_s=0.1,

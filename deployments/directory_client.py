@@ -165,7 +165,9 @@ class RouterLink:
     def lost(self, replica_id: str) -> None:
         """Tell the Directory that this replica cannot be reached. From any thread; returns at once."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._complain, replica_id)
+            # The engine's thread may outlive the loop for a moment, when a router stops.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._complain, replica_id)
 
     def _complain(self, replica_id: str) -> None:
         # One complaint at a time: a broken replica fails many batches in the same moment, and that is one fact.

@@ -6,6 +6,7 @@ Asks over HTTP only: `/health` of the application, and Serve's own account of it
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import time
@@ -67,7 +68,7 @@ def failure(details: Mapping[str, Any], application: str) -> str | None:
             lines = [line.strip() for line in str(deployment.get("message", "")).splitlines() if line.strip()]
             errors = [line for line in lines if "Error: " in line]
             return f"{name}: {(errors or lines or ['see the log'])[-1]}"
-    return str(found.get("message", "see the log")).strip().splitlines()[-1]
+    return (str(found.get("message", "")).strip() or "see the log").splitlines()[-1]
 
 
 def _serve_details() -> Mapping[str, Any]:
@@ -103,7 +104,7 @@ def _get(url: str, key: str | None = None) -> dict[str, Any] | None:
         with urllib.request.urlopen(request, timeout=2) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
-    except (urllib.error.URLError, OSError, ValueError):
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError):
         return None
 
 

@@ -1,1 +1,4 @@
 """How rows travel between routers and expert replicas."""
+
+WIRE_VERSION = 1
+"""Of the frames and the handshake; part of the model digest. Here, because the builder needs it without torch."""

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from cluster.errors import FrameError
+from cluster.fabric import WIRE_VERSION
 
-WIRE_VERSION = 1
 MAGIC = b"EXSF"
 _PREFIX = MAGIC + bytes([WIRE_VERSION])
 HEADER = struct.Struct("<5sBBB8sQHIIIIIIQ")

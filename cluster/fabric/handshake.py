@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from cluster.errors import HandshakeError
-from cluster.fabric.frames import WIRE_VERSION, Buffer, Frame, Kind, encode
+from cluster.fabric import WIRE_VERSION
+from cluster.fabric.frames import Buffer, Frame, Kind, encode
 
 NONCE_BYTES = 32
 DIGEST_BYTES = 32

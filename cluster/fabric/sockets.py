@@ -94,8 +94,10 @@ def listen_tcp(host: str) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, 0), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise ConfigError(f"experts.host: {host!r} cannot be listened on: {error.strerror}.") from None
+    except (OSError, UnicodeError) as error:
+        # The latter is what a name that no resolver could look up gives.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"experts.host: {host!r} cannot be listened on: {reason}.") from None
     listener.setblocking(False)
     return listener
 

@@ -30,6 +30,7 @@ class StreamTransport:
 
     key: the cluster key. digest: the model digest, 32 bytes. node_id: this node, as in `Address.node`.
     connect_timeout_s: for connecting and handshake together; the one thing here that blocks besides `wait`.
+    unsent_bytes: a replica that has left more than these in our hands is lost to us: it takes no more rows.
     """
 
     name = "stream"
@@ -42,12 +43,14 @@ class StreamTransport:
         node_id: str,
         connect_timeout_s: float = 2.0,
         limits: Limits | None = None,
+        unsent_bytes: int = 512 << 20,
     ) -> None:
         self._key = key
         self._digest = digest
         self._node_id = node_id
         self._connect_timeout_s = connect_timeout_s
         self._limits = limits or Limits()
+        self._unsent_bytes = unsent_bytes
         self._links: dict[str, Link] = {}
         self._poller: Poller[Link] = Poller()
         self._sequence = 0
@@ -140,6 +143,9 @@ class StreamTransport:
         if rows > self._limits.rows or rows * hidden * dtype.itemsize > self._limits.payload_bytes:
             raise FabricError(f"{rows} rows of {hidden} x {dtype} are more than one frame may hold.")
         link = self._link(replica)
+        if link.writer.pending_bytes > self._unsent_bytes:
+            self._lose(link, "it takes no more rows")
+            raise ReplicaLostError(f"{replica.id} takes no more rows.")
         self._sequence += 1
         call = StreamCall(self._sequence, replica.id, kind, rows, hidden, dtype)
         buffers = encode(

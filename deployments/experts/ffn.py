@@ -30,7 +30,7 @@ def expert_ffn(
     rows: [R, H], in order of local expert. counts: int64 [E_local], rows of each expert, R in all.
     batch_invariant: every product has 16 rows, padded with zeros, so that no row depends on how many others there are;
         needed for float32, whose kernels differ by row count (16-bit `grouped_mm` on the CPU is invariant as it is).
-    Returns unweighted rows [R, H] in the order and dtype of `rows`, on its device.
+    Returns unweighted rows [R, H] in the order and dtype of `rows`, on its device; computed on that of the weights.
 
     Raises:
         ValueError: counts do not fit the experts or the rows.
@@ -41,13 +41,13 @@ def expert_ffn(
         raise ValueError(f"counts {sizes} do not cut {total} rows among {len(weights.expert_ids)} experts")
     if total == 0:
         return rows.new_empty(0, weights.hidden)
-    x = rows.to(weights.dtype)
+    x = rows.to(weights.device, weights.dtype)
     if not batch_invariant:
-        return _run(weights, x, _grouped(weights, counts.to(rows.device))).to(rows.dtype)
+        return _run(weights, x, _grouped(weights, counts.to(x.device))).to(rows)
     tiles = [expert for expert, size in enumerate(sizes) for _ in range(-(-size // TILE_ROWS))]
-    place = _places(sizes, rows.device)
+    place = _places(sizes, x.device)
     padded = x.new_zeros(len(tiles) * TILE_ROWS, x.shape[1]).index_copy_(0, place, x)
-    return _run(weights, padded, _tiled(weights, tiles))[place].to(rows.dtype)
+    return _run(weights, padded, _tiled(weights, tiles))[place].to(rows)
 
 
 def _run(weights: LayerWeights, x: torch.Tensor, project: Project) -> torch.Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from cluster.blueprint import Blueprint
 from cluster.config import ExpertsSpec
-from cluster.errors import ConfigError
 from cluster.fabric.server import ExpertServer, ServedGroup
 from cluster.fabric.transport import ReferenceCodec
 from cluster.membership import Address, Replica, State
@@ -101,9 +100,7 @@ class ExpertReplica:
 
     def compute(self, layer: int, counts: Tensor, rows: Tensor) -> Tensor:
         """The experts of `layer` on rows [R, H] sorted by expert; counts: int64 [E], rows of each. Unweighted."""
-        weights = self.weights.layers[layer]
-        invariant = self._batch_invariant
-        return expert_ffn(weights, rows.to(self._device), counts, batch_invariant=invariant).to(rows.device)
+        return expert_ffn(self.weights.layers[layer], rows, counts, batch_invariant=self._batch_invariant)
 
     def drain(self, timeout_s: float) -> None:
         """Tell routers to go elsewhere, finish what has arrived, flush. Idempotent."""
@@ -116,16 +113,20 @@ class ExpertReplica:
 
     def _measure_speed(self) -> float:
         """Rows of one layer per second, after a warm-up that also faults the weights in."""
-        rows_done, started = 0, 0.0
-        for round_number in range(1_000_000):
-            for layer, held in self.weights.layers.items():
-                counts = torch.full((len(held.expert_ids),), WARM_UP_ROWS // len(held.expert_ids) + 1)
-                rows = torch.zeros(int(counts.sum()), held.hidden, dtype=held.dtype)
-                self.compute(layer, counts, rows)
-                rows_done += len(rows)
+        self._compute_every_layer()
+        rows_done, started = 0, time.perf_counter()
+        while True:
+            rows_done += self._compute_every_layer()
             elapsed = time.perf_counter() - started
-            if round_number == 0:
-                rows_done, started = 0, time.perf_counter()
-            elif elapsed > MEASURE_S:
+            if elapsed > MEASURE_S:
                 return rows_done / elapsed
-        raise ConfigError(f"{self.group} holds no layer with experts.")
+
+    def _compute_every_layer(self) -> int:
+        """Some rows for every expert; returns how many."""
+        rows_done = 0
+        for layer, held in self.weights.layers.items():
+            counts = torch.full((len(held.expert_ids),), WARM_UP_ROWS // len(held.expert_ids) + 1)
+            rows = torch.zeros(int(counts.sum()), held.hidden, dtype=held.dtype)
+            self.compute(layer, counts, rows)
+            rows_done += len(rows)
+        return rows_done

@@ -47,6 +47,11 @@ class LayerWeights:
         """The arithmetic the experts compute in."""
         return self.tensors["down_proj"].dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where they lie."""
+        return self.tensors["down_proj"].device
+
 
 @dataclass(frozen=True)
 class GroupWeights:

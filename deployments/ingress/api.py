@@ -33,7 +33,7 @@ from deployments.ingress.responses import Answer, ChatAnswer, TextAnswer, join
 from deployments.ingress.schemas import ChatBody, CompletionBody
 from deployments.ingress.service import Service
 from deployments.ingress.sse import DONE, EventStream, event
-from deployments.ingress.validation import check_body, check_model, completion_budget, sampling_params
+from deployments.ingress.validation import check_body, check_model, completion_budget, draw_seed, sampling_params
 
 log = logging.getLogger(__name__)
 
@@ -155,12 +155,17 @@ def _requests(
     prompts: Sequence[tuple[str, tuple[int, ...]]],
     service: Service,
 ) -> list[GenerationRequest]:
-    """One request for the routers a prompt, all with the same seed."""
+    """One request for the routers a prompt. A seed the client gave is the same for all; drawn ones differ, or equal
+    prompts would get equal answers."""
     return [
         GenerationRequest(
             request_id=f"{id}-{i}",
             tokens=tokens,
-            sampling=replace(sampling, max_tokens=completion_budget(body, len(tokens), param, service.model)),
+            sampling=replace(
+                sampling,
+                max_tokens=completion_budget(body, len(tokens), param, service.model),
+                seed=draw_seed() if body.seed is None else body.seed,
+            ),
             prompt_tokens=len(tokens),
             timeout_s=service.request_timeout_s,
         )

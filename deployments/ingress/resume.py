@@ -10,10 +10,12 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
+from itertools import count
 
-from cluster.errors import DeadlineError, RouterStoppingError
+from cluster.errors import DeadlineError, OverloadedError, RouterStoppingError
 from deployments.generation import GenerationRequest, TokenChunk
 from deployments.ingress.clients import RouterClient
+from deployments.ingress.errors import ClientGoneError
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +39,15 @@ class ResumingRouter:
 
         Raises:
             RouterStoppingError: `ATTEMPTS` routers went away. DeadlineError: the time was up before one took over.
+            OverloadedError: the first router asked was full; a request that has lost a router waits instead.
+            ClientGoneError: Serve cancelled the call to a router that had taken over.
         """
         give_up_at = None if request.timeout_s is None else self._clock() + request.timeout_s
         progress = _Progress(request)
         stream = self._router.generate(request, session_id)
         try:
-            for attempt in range(1, ATTEMPTS + 1):
+            losses = 0
+            for attempt in count(1):
                 try:
                     async for chunk in stream:
                         yield progress.note(chunk)
@@ -50,12 +55,17 @@ class ResumingRouter:
                 except RouterStoppingError:
                     if progress.finished:
                         return
-                    if attempt == ATTEMPTS:
+                    losses += 1
+                    if losses == ATTEMPTS:
+                        raise
+                    logger.warning("a router went away; request %s goes on elsewhere", request.request_id)
+                except OverloadedError:
+                    # A request that was accepted once is not turned away: it asks until there is room.
+                    if not losses:
                         raise
                 await stream.aclose()
                 await asyncio.sleep(self._pause_s)
                 parts = progress.remaining(attempt, self._time_left(request, give_up_at))
-                logger.warning("a router went away; request %s goes on elsewhere", request.request_id)
                 stream = _merged([self._router.generate(part, session_id) for part in parts])
         finally:
             await stream.aclose()
@@ -123,6 +133,9 @@ async def _merged(streams: list[AsyncGenerator[TokenChunk, None]]) -> AsyncGener
             async for chunk in stream:
                 arrived.put_nowait(chunk)
             arrived.put_nowait(None)
+        except asyncio.CancelledError:
+            arrived.put_nowait(ClientGoneError())  # Serve's doing; where it is ours, below, nobody reads it
+            raise
         except Exception as error:
             arrived.put_nowait(error)
         finally:

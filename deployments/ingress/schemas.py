@@ -17,6 +17,7 @@ MAX_MESSAGES = 4096
 MAX_STOP_CHARS = 1024
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
+MIN_REPETITION_PENALTY = 1e-6  # logits are divided by it: near 0 they would leave float32's range
 
 
 class Body(BaseModel):
@@ -123,7 +124,7 @@ class GenerationBody(Body):
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True, max_length=64)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION_PENALTY)] | None = None
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_bounded)] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None

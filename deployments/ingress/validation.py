@@ -50,7 +50,7 @@ def sampling_params(body: ChatBody | CompletionBody, model: ServedModel, max_tok
     temperature = 1.0 if body.temperature is None else body.temperature
     return SamplingParams(
         max_tokens=max_tokens,
-        seed=secrets.randbits(63) if body.seed is None else body.seed,
+        seed=draw_seed() if body.seed is None else body.seed,
         n=body.n or 1,
         temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
         top_p=1.0 if body.top_p is None else body.top_p,
@@ -64,6 +64,11 @@ def sampling_params(body: ChatBody | CompletionBody, model: ServedModel, max_tok
         logprobs=body.alternatives,
         ignore_eos=bool(body.ignore_eos),
     )
+
+
+def draw_seed() -> int:
+    """A seed for a client that gave none."""
+    return secrets.randbits(63)
 
 
 def completion_budget(body: GenerationBody, prompt_tokens: int, prompt_param: str, model: ServedModel) -> int:

@@ -46,8 +46,10 @@ class RowwiseAttention:
             for offset in range(part.length)
         ]
         rows += [(len(slices), 1)] * (-len(rows) % ROW_TILE)
-        width = max(len(part.pages) for part in slices) + self._block_pages
-        tables = [[*part.pages, *[null_page] * (width - len(part.pages))] for part in slices]
+        # No page beyond the context: it holds what its last owner left there, and a mask does not hide NaN.
+        written = [part.pages[: -(-part.context_tokens // page_tokens)] for part in slices]
+        width = max(map(len, written)) + self._block_pages
+        tables = [[*pages, *[null_page] * (width - len(pages))] for pages in written]
         tables.append([spill_page, *[null_page] * (width - 1)])
         self._tables = torch.tensor(tables, device=device)
         self._rows = rows

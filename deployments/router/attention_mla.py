@@ -7,7 +7,7 @@ v value width. The model's `kv_b_proj.weight` [h * (n + v), r] turns a latent c 
     expanded   k = W_UK c, value = W_UV c for all L keys:       L h r (n + v)  +  Q L h (2 (n + p))
 
 multiply-adds each (the kernel takes keys and values of one width, hence the 2). The cheaper one is taken. DeepSeek-V3
-(r 512, n 128, v 128, p 64) with L = 4096: absorbed up to Q = 178, so every decode row. From DeepSeek-V2
+(r 512, n 128, v 128, p 64) with L = 4096: absorbed up to Q = 163, so every decode row. From DeepSeek-V2
 (arXiv 2405.04434, section 2.1). Knows no pages: it is handed latents.
 """
 

@@ -71,7 +71,7 @@ class RouterRuntime:
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of the weights in this process; no expert's, unless the transport is `local`."""
+        """Bytes of the model's weights without experts, whatever the transport."""
         return self.backbone.parameter_bytes
 
     def start(self) -> None:

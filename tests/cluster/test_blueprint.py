@@ -51,6 +51,19 @@ def test_plan_is_compiled_once_until_a_file_changes(tmp_path: Path, monkeypatch:
         blueprint(folder)
 
 
+def test_plan_is_compiled_again_by_another_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save("olmoe", tmp_path / "model", torch.float32)
+    blueprint(folder)
+    monkeypatch.setattr("cluster.blueprint.version", lambda _: "0.0.0")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(checkpoint, "compile_plan", refuse)
+    with pytest.raises(AssertionError, match="compiled again"):
+        blueprint(folder)
+
+
 def test_it_survives_the_way_to_a_replica(tmp_path: Path) -> None:
     original = blueprint(save("olmoe", tmp_path / "model", torch.float32))
     arrived = pickle.loads(pickle.dumps(original))

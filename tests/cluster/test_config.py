@@ -75,9 +75,20 @@ def test_only_the_model_path_is_required():
             "experts.pools.h100.gpus: unknown key; allowed here: emulate, replicas, resources.",
         ),
         (
+            with_parts(experts={"pools": {"replicas": {"gpus": 1}}}),
+            "experts.pools.replicas.gpus: unknown key; allowed here: emulate, replicas, resources.",
+        ),
+        (
+            with_parts(experts={"pools": {"emulate": {"resources": {"gpus": 1}}}}),
+            "experts.pools.emulate.resources.gpus: unknown key; allowed here: accelerator_type, label_selector,",
+        ),
+        (
             with_parts(experts={"resources": {"num_cpus": -1}}),
             "experts.resources.num_cpus: the value -1 is not allowed:",
         ),
+        (with_parts(experts={"wait_s": True}), "experts.wait_s: the value True is not allowed:"),
+        (with_parts(experts={"emulate": {"rows_per_s": True}}), "experts.emulate.rows_per_s: the value True is not"),
+        (with_parts(router={"resources": {"num_gpus": True}}), "router.resources.num_gpus: the value True is not"),
         (with_parts(router={"kv_tokens": 8}), "router.kv_tokens: the value 8 is not allowed:"),
         (with_parts(router={"kv_tokens": 1000}), "router.kv_tokens: the value 1000 is not allowed:"),
         (

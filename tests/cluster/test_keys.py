@@ -33,3 +33,15 @@ def test_a_missing_or_short_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short").write_text("secret\n")
     with pytest.raises(ConfigError, match="6 characters; at least 16"):
         read_key_file(tmp_path / "short")
+
+
+def test_a_key_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "raw").write_bytes(b"\xff" * 32)
+    with pytest.raises(ConfigError, match=r"security\.cluster_key_file: .*raw is no text"):
+        read_key_file(tmp_path / "raw")
+
+
+def test_a_key_that_cannot_be_written_is_an_error_of_the_config(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"security\.cluster_key_file: .* cannot be written"):
+        make_key_file(tmp_path / "file" / "cluster.key")

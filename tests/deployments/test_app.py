@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 
-from deployments.app import check
+from cluster.config import parse_args
+from deployments.app import build, check
 from tests.models import save
 from tests.serving import ROOT
 
@@ -166,3 +167,16 @@ def test_the_command_fails_without_starting_ray(tmp_path: Path, checkpoint: Path
         result.stderr.strip()
         == "experts.groups: the value 0 is not allowed: Input should be greater than or equal to 1."
     )
+
+
+def test_a_pool_without_replicas_is_deployed_at_zero(checkpoint: Path) -> None:
+    pools = {"h100": {}, "l4": {"replicas": 2}}
+    application = build(
+        parse_args({"model": {"path": str(checkpoint)}, "experts": {"groups": 1, "pools": pools, "replicas": 3}})
+    )
+    groups = application._bound_deployment.init_args[-1]
+    asked = {bound._bound_deployment.name: bound._bound_deployment._deployment_config for bound in groups}
+    assert sorted(asked) == ["experts-0", "experts-0-h100", "experts-0-l4"]
+    assert [asked[name].num_replicas for name in ("experts-0", "experts-0-l4")] == [3, 2]
+    bounds = asked["experts-0-h100"].autoscaling_config
+    assert (bounds.min_replicas, bounds.initial_replicas) == (0, 0)

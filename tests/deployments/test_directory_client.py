@@ -219,8 +219,9 @@ def test_a_router_watches_reports_and_complains_from_any_thread():
         calls = len(handle.calls)
         await asyncio.sleep(3 * SOON_S)
         assert len(handle.calls) == calls
+        return link
 
-    asyncio.run(story())
+    asyncio.run(story()).lost("a")  # after the loop has ended there is nobody to tell
 
 
 def test_the_ingress_reads_health_and_snapshot_with_the_targets():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,22 @@ def test_the_cluster_is_asked_with_a_key_that_may_see_it(
     assert startup._cluster_key(spec) == wanted
 
 
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{}", b"nonsense\r\n\r\n"])
+def test_an_answer_cut_short_is_none(answer: bytes) -> None:
+    def serve() -> None:
+        with listener.accept()[0] as peer:
+            peer.recv(4096)
+            peer.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            assert startup._get(f"http://127.0.0.1:{listener.getsockname()[1]}/health") is None
+        finally:
+            thread.join()
+
+
 def details(status: str, *messages: str) -> dict[str, object]:
     deployments = {
         f"experts-{index}": {"status": "DEPLOY_FAILED" if text else "HEALTHY", "message": text}
@@ -63,3 +81,8 @@ def test_a_failed_start_is_told_by_the_last_error_of_the_first_failed_deployment
 def test_a_start_under_way_is_no_failure() -> None:
     assert startup.failure(details("DEPLOYING", "replica is slow"), "a") is None
     assert startup.failure({}, "a") is None
+
+
+def test_a_failed_start_without_a_reason_is_told_all_the_same() -> None:
+    silent = {"applications": {"a": {"status": "DEPLOY_FAILED", "message": "", "deployments": {}}}}
+    assert startup.failure(silent, "a") == "see the log"

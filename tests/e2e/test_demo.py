@@ -80,10 +80,14 @@ def test_terminal_shows_url_curl_line_and_what_is_running(server: Server) -> Non
     text = wait_for(lambda: (t := server.log.read_text()) and "Ctrl-C stops everything" in t and t, 30, "the banner")
     assert f"ExpertScale serves {MODEL} at {server.url}" in text
     assert f"curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' -d '" in text
-    assert "MiB of KV pool, context of 1024 tokens" in text
-    assert text.count("MiB of experts") == 4
     for line in ("routers    1", *(f"experts-{index}  1 of 1 replicas ready" for index in range(4))):
         assert line in text
+
+
+def test_replicas_say_in_the_terminal_what_they_hold(server: Server) -> None:
+    # Ray forwards their lines with a delay, and shows lines that differ only in numbers once.
+    for line in ("MiB of KV pool, context of 1024 tokens", "MiB of experts"):
+        wait_for(lambda line=line: line in server.log.read_text(), 30, line)
 
 
 @pytest.mark.parametrize("messages", CHATS)
@@ -141,14 +145,14 @@ def test_cluster_shows_groups_routers_and_bytes(server: Server) -> None:
 
 
 def test_a_client_that_disconnects_frees_its_memory(server: Server) -> None:
-    idle = wait_for(lambda: quiet(server), 20, "an idle router")
+    wait_for(lambda: quiet(server), 20, "an idle router")
     body = {"model": MODEL, "prompt": "import", "max_tokens": 900, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as response:
         lines = response.iter_lines()  # kept: httpx closes the connection with the iterator
         next(lines)
         wait_for(lambda: server.get("/v1/cluster")["routers"][0]["running"] == 1, 20, "the request to run")
-    after = wait_for(lambda: quiet(server), 20, "the router to be idle again")
-    assert after["kv_used_tokens"] == idle["kv_used_tokens"] == 0
+    # 900 tokens would run for many seconds more, so only a cancelled request lets go of its memory this soon.
+    wait_for(lambda: quiet(server), 10, "the router to be idle again")
 
 
 def quiet(server: Server) -> dict[str, Any] | None:

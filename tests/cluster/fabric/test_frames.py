@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cluster.errors import FrameError
-from cluster.fabric import frame_io
+from cluster.fabric import WIRE_VERSION, frame_io
 from cluster.fabric.frame_io import FrameReader, FrameWriter
 from cluster.fabric.frames import (
     HANDSHAKE_LIMITS,
     HEADER,
     HEADER_BYTES,
     MAGIC,
-    WIRE_VERSION,
     Buffer,
     Frame,
     Kind,

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.fabric.sockets import READ, WRITE, Poller
+from cluster.errors import ConfigError
+from cluster.fabric.sockets import READ, WRITE, Poller, listen_tcp
 
 
 @pytest.fixture
@@ -40,3 +41,9 @@ def test_a_socket_at_its_end_is_ready_for_everything(pair: tuple[socket.socket, 
     right.close()
     assert poller.poll(1.0) == [("left", READ | WRITE)]
     poller.close()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host", "a" * 70])
+def test_a_host_that_cannot_be_listened_on_is_an_error_of_the_config(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"experts\.host: '.*' cannot be listened on"):
+        listen_tcp(host)

@@ -233,6 +233,20 @@ def test_a_batch_beyond_the_limits_is_refused_before_it_is_sent() -> None:
         assert stream.bytes_sent == 0
 
 
+def test_a_replica_that_takes_no_rows_is_lost_before_they_fill_the_memory() -> None:
+    gate = Gate()
+    large = batch((1000, 0, 0), hidden=4096)
+    with serving(gate, hidden=4096) as (_, replica), transport(unsent_bytes=32 << 20) as stream:
+        first = stream.send(replica, large, WAIT_S)
+        assert stream.wait([first], 0.0) == []
+        while stream._links[replica.id].writer.pending_bytes <= 32 << 20:
+            stream.send(replica, large, WAIT_S)
+        with pytest.raises(ReplicaLostError, match="takes no more rows"):
+            stream.send(replica, large, WAIT_S)
+        assert isinstance(first.error, ReplicaLostError)
+        gate.open.set()
+
+
 def test_bytes_are_counted_across_connections() -> None:
     with transport() as stream:
         for _ in range(2):

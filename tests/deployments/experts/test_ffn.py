@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from cluster.activation import activate
 from cluster.checkpoint import MoeFunction, compile_plan, load_router_model
 from cluster.load_plan import FfnSpec
+from deployments.experts import ffn
 from deployments.experts.ffn import expert_ffn
 from deployments.experts.weights import GroupWeights, LayerWeights, load_group
 from tests import models
@@ -93,6 +94,20 @@ def test_rows_in_another_arithmetic_come_back_in_it() -> None:
     weights = random_weights(FfnSpec())
     rows = torch.randn(3, 16).bfloat16()
     assert expert_ffn(weights, rows, torch.tensor([1, 1, 1])).dtype == torch.bfloat16
+
+
+def test_rows_go_to_the_device_of_the_weights_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = random_weights(FfnSpec())
+    held = replace(held, tensors={name: tensor.to("meta") for name, tensor in held.tensors.items()})
+    seen = []
+
+    def run(_weights: object, x: torch.Tensor, _project: object) -> torch.Tensor:
+        seen.append(x.device.type)
+        return torch.zeros(x.shape)  # the meta device holds no values to bring back
+
+    monkeypatch.setattr(ffn, "_run", run)
+    result = expert_ffn(held, torch.randn(3, 16), torch.tensor([1, 1, 1]))
+    assert (seen, result.device.type, result.shape) == (["meta"], "cpu", (3, 16))
 
 
 def test_the_models_own_activation_takes_the_place_of_the_spec() -> None:

@@ -130,6 +130,12 @@ def test_missing_seeds_are_drawn_and_differ() -> None:
     assert 0 <= first < 2**63
 
 
+def test_equal_prompts_of_one_request_are_sampled_independently_where_no_seed_is_asked_for() -> None:
+    service = make_service(says("hi"))
+    complete(service, prompt=["same", "same", "same"])
+    assert len({request.sampling.seed for request in router(service).requests}) == 3
+
+
 def test_fields_that_ask_for_nothing_are_accepted() -> None:
     service = make_service(says("hi"))
     neutral = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "modalities": ["text"]}

@@ -146,6 +146,7 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     (CHAT, chat(presence_penalty=2.1), 400, "presence_penalty", "less"),
     (CHAT, chat(frequency_penalty=-2.1), 400, "frequency_penalty", "greater"),
     (CHAT, chat(repetition_penalty=0), 400, "repetition_penalty", "greater"),
+    (CHAT, chat(repetition_penalty=1e-40), 400, "repetition_penalty", "greater"),
     (CHAT, chat(logit_bias=[1]), 400, "logit_bias", "dict"),
     (CHAT, chat(logit_bias={"400": 1}), 400, "logit_bias.400", "399"),
     (CHAT, chat(logit_bias={"-1": 1}), 400, "logit_bias.-1", "399"),

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cluster.errors import DeadlineError, EngineError, RouterStoppingError
+from cluster.errors import DeadlineError, EngineError, OverloadedError, RouterStoppingError
 from deployments.generation import GenerationRequest, SamplingParams, TokenChunk
+from deployments.ingress.errors import ClientGoneError
 from deployments.ingress.resume import ATTEMPTS, ResumingRouter
 
 
@@ -20,9 +21,10 @@ def request(n: int = 1, max_tokens: int = 6, timeout_s: float | None = None) -> 
 @dataclass
 class Routers:
     """Token p of choice c is 100 * c + p, whoever computes it. Each entry of `losses` ends one call after that many
-    chunks; calls beyond the list run to their end."""
+    chunks; the next `full` calls find the queues full; calls beyond run to their end."""
 
     losses: list[int] = field(default_factory=list)
+    full: int = 0
     error: Exception = field(default_factory=lambda: RouterStoppingError("gone"))
     asked: list[GenerationRequest] = field(default_factory=list)
     closed: int = 0
@@ -31,6 +33,9 @@ class Routers:
         assert session_id == "s"
         self.asked.append(request)
         lost_after = self.losses.pop(0) if self.losses else None
+        if lost_after is None and self.full:
+            self.full -= 1
+            raise OverloadedError("full")
         try:
             for sent, chunk in enumerate(self._chunks(request)):
                 if sent == lost_after:
@@ -74,6 +79,40 @@ def test_one_choice_gets_every_token_once_however_often_routers_go(losses: list[
     assert sum(chunk.cached_tokens for chunk in chunks) == 2
     assert len({asked.request_id for asked in routers.asked}) == len(routers.asked) == routers.closed
     assert all(asked.sampling.max_tokens == 6 and asked.prompt_tokens == 3 for asked in routers.asked)
+
+
+def test_a_request_whose_router_is_lost_waits_where_the_others_are_full() -> None:
+    """It was accepted: a full queue is an answer to a new request only."""
+    routers = Routers(losses=[2], full=ATTEMPTS + 3)
+    assert tokens(run(routers, request())) == list(range(6))
+    assert len({asked.request_id for asked in routers.asked}) == len(routers.asked) == 2 + ATTEMPTS + 3
+
+
+def test_a_new_request_is_told_that_the_queues_are_full() -> None:
+    routers = Routers(error=OverloadedError("full"), losses=[0])
+    with pytest.raises(OverloadedError):
+        run(routers, request())
+    assert len(routers.asked) == 1
+
+
+def test_a_resumed_call_that_serve_cancels_ends_the_request() -> None:
+    class Cancelling(Routers):
+        async def generate(
+            self, request: GenerationRequest, session_id: str | None
+        ) -> AsyncGenerator[TokenChunk, None]:
+            if self.asked:
+                raise asyncio.CancelledError
+            async for chunk in super().generate(request, session_id):
+                yield chunk
+
+    async def read() -> None:
+        async with asyncio.timeout(5):
+            stream = ResumingRouter(Cancelling(losses=[1]), clock=lambda: 0.0, pause_s=0).generate(request(), "s")
+            async for _ in stream:
+                pass
+
+    with pytest.raises(ClientGoneError):
+        asyncio.run(read())
 
 
 @pytest.mark.parametrize("loss", range(18))

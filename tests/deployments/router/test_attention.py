@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -155,12 +155,33 @@ def test_latent_attention_equals_attention_over_the_expanded_keys(
     torch.testing.assert_close(found, oracle(plain, None, None, None), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rowwise", [False, True])
+def test_pages_taken_but_not_yet_written_are_never_read(rowwise: bool) -> None:
+    """A prompt holds all its pages from its first chunk on; the later ones may hold what an overflow left there."""
+    case = make_case([(6, 6), (8, 8)], 4, 2)
+    first, second = case.slices
+    slots = torch.tensor([page * PAGE + row for page in second.pages for row in range(PAGE)])
+    case.cache.begin_step(slots, NONE)
+    broken = torch.full((1, 2, 8, 8), torch.nan)
+    case.cache.update(broken, broken, 0)
+    alone = Case(
+        case.keys[:1],
+        case.values[:1],
+        case.query[:6],
+        [replace(first, pages=[*first.pages, *second.pages])],
+        case.cache,
+    )
+    found = run(alone, rowwise=rowwise)
+    torch.testing.assert_close(found, oracle(alone, None, None, None), atol=2e-6, rtol=1e-5)
+
+
 def test_long_chunks_expand_the_latents_and_decode_rows_absorb_them() -> None:
     deepseek_v3 = LatentProjection(
         torch.empty(0), torch.empty(128, 128, 512, device="meta"), torch.empty(128, 512, 128, device="meta"), rope=64
     )
     assert deepseek_v3.absorbing_is_cheaper(1, 4096)
-    assert deepseek_v3.absorbing_is_cheaper(100, 4096)
+    assert deepseek_v3.absorbing_is_cheaper(163, 4096)
+    assert not deepseek_v3.absorbing_is_cheaper(164, 4096)
     assert not deepseek_v3.absorbing_is_cheaper(512, 4096)
     assert not deepseek_v3.absorbing_is_cheaper(512, 512)
 

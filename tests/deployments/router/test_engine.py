@@ -505,11 +505,15 @@ def test_any_workload_equals_the_sequential_oracle(
         served.append((request, submit(engine, request)))
         if isinstance(cancel_after, int):
             cancel_at[now + cancel_after] = request.request_id
+    asked: set[str] = set()
     for step in turns(engine):
         if now + step in cancel_at:
-            engine.cancel(cancel_at.pop(now + step))
+            request_id = cancel_at.pop(now + step)
+            asked.add(request_id)
+            engine.cancel(request_id)
     engine.check_idle()
     cancelled = {request.request_id for request, inbox in served if not inbox.ended}
+    assert cancelled <= asked, "only a cancelled request ends without a word"
     for request, inbox in served:
         oracle = expected(request, backbone)
         if request.request_id in cancelled or inbox.error is not None:
