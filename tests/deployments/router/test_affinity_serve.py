@@ -1,7 +1,6 @@
 """The adapter under a real Serve: same session, same replica. One small cluster, about 25 seconds."""
 
 import asyncio
-import os
 
 import pytest
 import ray
@@ -56,15 +55,17 @@ def request_with(tokens):
 
 @pytest.fixture(scope="module")
 def handles():
-    os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        serve.start(proxy_location="Disabled")
-        asking = serve.run(Asking.bind(Answering.bind()), name=APPLICATION, route_prefix=None)
-        yield asking, serve.get_deployment_handle("Answering", APPLICATION)
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    # Put back afterwards: servers that later modules start must log as they would for a user.
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_SERVE_LOG_TO_STDERR", "0")
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        try:
+            serve.start(proxy_location="Disabled")
+            asking = serve.run(Asking.bind(Answering.bind()), name=APPLICATION, route_prefix=None)
+            yield asking, serve.get_deployment_handle("Answering", APPLICATION)
+        finally:
+            serve.shutdown()
+            ray.shutdown()
 
 
 def test_requests_of_a_session_or_with_a_common_prefix_meet_on_one_replica(handles):
