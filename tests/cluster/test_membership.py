@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cluster.membership import SUSPICIONS, Address, Epoch, Membership, Replica, State, View
 
-HERE = Address("node", "/tmp/s", "127.0.0.1", 7000)
+HERE = Address("node", "socket", "127.0.0.1", 7000)
 IDS = st.sampled_from(["a", "b", "c"])
 ORDER = list(State)
 

@@ -11,7 +11,7 @@ from cluster.snapshot import cluster_facts, cluster_snapshot, critical_shares, h
 from cluster.stats import ReplicaStats, RouterStats
 
 DIGEST = "ab" * 32
-NODE = Address("node-1", "/tmp/s", "127.0.0.1", 7000)
+NODE = Address("node-1", "socket", "127.0.0.1", 7000)
 
 
 def facts_of(**experts):

@@ -17,7 +17,7 @@ from deployments.directory_core import DirectoryCore
 
 GROUPS = ("experts-0",)
 FACTS = cluster_facts("demo", "ab" * 32, contiguous({0: 2}, 1), ExpertsSpec(groups=1))
-REPLICA = Replica("a", "experts-0", "default", Address("node", "/tmp/s", "127.0.0.1", 7000), "ab" * 32, 100.0)
+REPLICA = Replica("a", "experts-0", "default", Address("node", "socket", "127.0.0.1", 7000), "ab" * 32, 100.0)
 READY = Replica(**{**vars(REPLICA), "state": State.READY})
 SOON_S = 0.005
 

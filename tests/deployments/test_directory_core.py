@@ -12,7 +12,7 @@ from cluster.snapshot import cluster_facts
 from cluster.stats import ReplicaStats, RouterStats
 from deployments.directory_core import ROUTER_TIMEOUT_S, DirectoryCore
 
-HERE = Address("node", "/tmp/s", "127.0.0.1", 7000)
+HERE = Address("node", "socket", "127.0.0.1", 7000)
 FACTS = cluster_facts("demo", "ab" * 32, contiguous({0: 4}, 2), ExpertsSpec(groups=2))
 LONG_S = 3600.0
 

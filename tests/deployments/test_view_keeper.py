@@ -7,7 +7,7 @@ from cluster.membership import Address, Epoch, Replica, State, View
 from deployments.view_keeper import ViewKeeper
 
 GROUPS = ("experts-0", "experts-1")
-HERE = Address("node", "/tmp/s", "127.0.0.1", 7000)
+HERE = Address("node", "socket", "127.0.0.1", 7000)
 
 
 def view(incarnation, n, *groups, state=State.READY):
