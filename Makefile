@@ -1,4 +1,4 @@
-# Everything a newcomer types: setup, serve, test, check, bench. Nothing else needs to be installed but Python 3.11 and make.
+# Everything a newcomer types: setup, serve, test, check. Nothing else needs to be installed but Python 3.11 and make.
 
 PYTHON ?= python3.11
 PORT ?= 8000
