@@ -28,7 +28,6 @@ from cluster.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 TransportName = Literal["stream", "object_store", "auto", "local"]
-GROUP_NAME = re.compile(r"experts-(0|[1-9][0-9]*)")
 POOL_NAME = re.compile(r"[a-z]([a-z0-9]{0,30})")
 
 HOME_POOL = "default"

@@ -40,11 +40,6 @@ class Share:
     stop: int
 
 
-def choose(candidates: Sequence[Candidate], rows: int, turn: int) -> int:
-    """The candidate with the least expected finish time, (load + rows) / speed; there must be at least one."""
-    return _by_finish_time(candidates, rows, turn)[0]
-
-
 def split(candidates: Sequence[Candidate], counts: Sequence[int], hop_s: float, turn: int) -> list[Share]:
     """Distribute sum(counts) >= 1 rows, sorted by expert with `counts` rows each: every row in exactly one share.
 

@@ -54,6 +54,8 @@ class Router:
         backbone = self._runtime.backbone
         sizes = (self._runtime.parameter_bytes / 2**20, backbone.kv_pool_bytes / 2**20, backbone.max_context)
         logger.info("%.1f MiB of weights without experts, %.1f MiB of KV pool, context of %d tokens", *sizes)
+        if blueprint.plan.context_reason is not None:
+            logger.warning("the context is shorter than the model's own: %s", blueprint.plan.context_reason)
         self._runtime.start()
         self._link.start()
 

@@ -16,18 +16,7 @@ from cluster.checkpoint import compile_plan, load_router_model, parameter_bytes
 from cluster.errors import CheckpointError
 from cluster.load_plan import LoadPlan
 from tests import models
-
-
-def one_sentence(error: pytest.ExceptionInfo[CheckpointError]) -> str:
-    text = str(error.value)
-    assert text.endswith(".")
-    assert "\n" not in text
-    return text
-
-
-def edit_config(folder: Path, **values: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+from tests.checkpoints import edit_config, one_sentence
 
 
 def unused(*_: object) -> torch.Tensor:

@@ -12,18 +12,7 @@ from transformers import AutoConfig
 from cluster.errors import CheckpointError, UnsupportedModelError
 from cluster.model_support import read_model
 from tests import models
-
-
-def one_sentence(error: pytest.ExceptionInfo[CheckpointError]) -> str:
-    text = str(error.value)
-    assert text.endswith(".")
-    assert "\n" not in text
-    return text
-
-
-def edit_config(folder: Path, **values: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+from tests.checkpoints import edit_config, one_sentence
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,7 @@ from cluster.errors import CheckpointError, UnsupportedModelError
 from cluster.load_plan import ShardFile
 from cluster.shards import SAMPLE_BYTES, SAMPLES_PER_FILE, content_samples, read_shards
 from tests import models
-
-
-def one_sentence(error: pytest.ExceptionInfo[CheckpointError]) -> str:
-    text = str(error.value)
-    assert text.endswith(".")
-    assert "\n" not in text
-    return text
+from tests.checkpoints import one_sentence
 
 
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
