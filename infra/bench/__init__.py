@@ -1,0 +1,1 @@
+"""What the parts of ExpertScale cost, each against something measured in the same run; see README.md here."""
