@@ -10,16 +10,18 @@ import logging
 import secrets
 import socket
 import time
+from array import array
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cluster.errors import FrameError, HandshakeError
 from cluster.fabric.frame_io import FrameReader, FrameWriter
-from cluster.fabric.frames import HANDSHAKE_LIMITS, Buffer, Frame, Kind, Limits, Status, encode
+from cluster.fabric.frames import HANDSHAKE_LIMITS, Buffer, Frame, HeaderCheck, Kind, Limits, Status, encode
 from cluster.fabric.handshake import NONCE_BYTES, Identity, ReplicaHandshake, refusal
-from cluster.fabric.sockets import READ, WRITE, Poller, tune
+from cluster.fabric.mailbox import SUPPORTED, Mailbox
+from cluster.fabric.sockets import EDGE, READ, WRITE, Poller, tune
 
 log = logging.getLogger(__name__)
 _REASON_BYTES = 512
@@ -45,11 +47,16 @@ class ServerLimits:
 
 
 class Connection:
-    """One router, or a stranger until `handshake` is None. `moved_s`: when bytes last went either way."""
+    """One router, or a stranger until `handshake` is None. `moved_s`: when bytes last went either way.
+
+    mailbox: for a router on this node. mailed: a request lies in it that has not been answered.
+    """
 
     __slots__ = (
         "events",
         "handshake",
+        "mailbox",
+        "mailed",
         "moved_s",
         "open",
         "reader",
@@ -70,6 +77,8 @@ class Connection:
         self.open = True
         self.waiting_bytes = 0
         self.references: dict[int, object] = {}
+        self.mailbox: Mailbox | None = None
+        self.mailed = False
 
 
 class Connections:
@@ -91,6 +100,7 @@ class Connections:
         self._limits = limits
         self._on_frame = on_frame
         self._on_gone = on_gone
+        self._mail_check = HeaderCheck(replace(limits.frame, codes=frozenset({Kind.ROWS.value})), self.digest8)
         self._strangers: dict[Connection, None] = {}  # in order of age
         self._listeners: list[socket.socket] = []
         self._poller: Poller[Connection | Callable[[], object]] = Poller()
@@ -136,6 +146,17 @@ class Connections:
         elif connection.writer.pending_bytes or connection.events != READ:
             self.update_events(connection)
 
+    def answer(self, connection: Connection, buffers: list[Buffer]) -> None:
+        """Put the result of a request that came by mailbox there, too."""
+        if connection.mailbox is None or not connection.open:
+            return
+        header, payload = buffers
+        connection.mailed = False
+        connection.mailbox.result.write(header, 0, payload)
+        connection.mailbox.ring()
+        if connection.events != READ:
+            self.update_events(connection)
+
     def fail(self, connection: Connection, reason: str) -> None:
         """Close a connection with a stated reason, as far as its socket takes it now."""
         if not connection.open:
@@ -159,6 +180,9 @@ class Connections:
         if connection.events:
             self._poller.unregister(connection.sock)
         connection.sock.close()
+        if connection.mailbox is not None:
+            self._poller.unregister(connection.mailbox.bell)
+            connection.mailbox.close()
         self._strangers.pop(connection, None)
         if connection in self.routers:
             self.routers.discard(connection)
@@ -247,13 +271,47 @@ class Connections:
         reply = handshake.answer(frame)
         if handshake.done:
             connection.handshake = None
-            connection.reader.limits = self._limits.frame
-            connection.reader.digest8 = self.digest8
+            connection.reader.expect(self._limits.frame, self.digest8)
             del self._strangers[connection]
             self.routers.add(connection)
-        self.send(connection, reply)
+            self._welcome(connection, reply)
+        else:
+            self.send(connection, reply)
         if handshake.done and self.draining:
             self.send(connection, encode(Kind.GOAWAY, digest8=self.digest8))
+
+    def _welcome(self, connection: Connection, reply: list[Buffer]) -> None:
+        """The last frame of a handshake; a router on this node gets the files of a mailbox along with it."""
+        if connection.sock.family == socket.AF_UNIX and SUPPORTED:
+            try:
+                mailbox = Mailbox.create()
+                files = array("i", mailbox.files).tobytes()
+                connection.sock.sendmsg(reply, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+            except OSError as error:
+                log.warning("no mailbox for a router on this node: %s", error)
+            else:
+                connection.mailbox = mailbox
+                self._poller.register(mailbox.bell, EDGE, partial(self._open_mail, connection, mailbox))
+                return
+        self.send(connection, reply)
+
+    def _open_mail(self, connection: Connection, mailbox: Mailbox) -> None:
+        """Take the request that the bell announces."""
+        if not connection.open:
+            return
+        try:
+            if connection.mailed:
+                raise FrameError("a second request in a mailbox before the first was answered.")
+            frame, payload = mailbox.request.read(self._mail_check)
+            frame.counts = mailbox.request.counts(frame)
+            frame.tensor = mailbox.request.tensor(frame, payload)
+            frame.placed = connection.mailed = True
+            self._on_frame(connection, frame)
+        except FrameError as error:
+            self.fail(connection, str(error))
+        except Exception:
+            log.exception("closing a connection after an error of this server")
+            self.fail(connection, "internal error of the replica.")
 
     def _close_overdue(self, now: float) -> None:
         """Close strangers that took too long and routers that stopped half-way."""

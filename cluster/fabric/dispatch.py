@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from cluster.fabric.auto import transport_bytes
-from cluster.fabric.packing import LayerTable, Packed, RowBuffer, combine
+from cluster.fabric.packing import LayerTable, Packed, combine
 from cluster.fabric.peers import Peers
-from cluster.fabric.scatter import Environment, News, Scatter
+from cluster.fabric.scatter import Buffers, Environment, News, Scatter
 from cluster.fabric.transport import Transport
 from cluster.membership import Epoch, View
 from cluster.placement import Placement
@@ -86,7 +86,7 @@ class Dispatcher:
         self._tables = {layer: LayerTable(owner) for layer, owner in placement.owner.items()}
         self._transport = transport
         self._peers = Peers()
-        self._buffer = RowBuffer()
+        self._buffers = Buffers()
         self._news: News = news or threading.Event()
         self._clock = clock
         self._environment = Environment(
@@ -119,9 +119,8 @@ class Dispatcher:
             EngineError: a replica and then another, or the same again, failed to compute their rows.
         """
         packed = self._tables[layer].pack(index.cpu())
-        self._buffer.start(index.numel(), hidden.shape[1], hidden.dtype)
         self._refresh()
-        scatter = Scatter(self._environment, layer, hidden.cpu(), packed, self._buffer, turn=self._scatters)
+        scatter = Scatter(self._environment, layer, hidden.cpu(), packed, self._buffers, turn=self._scatters)
         start_s = self._clock()
         try:
             scatter.run()
@@ -129,7 +128,7 @@ class Dispatcher:
             self._scatters += 1
             self._resends += scatter.resends
         self._count(packed, scatter.answered, start_s)
-        return combine(self._buffer.rows().to(hidden.device), weight, hidden.dtype)
+        return combine(self._buffers.results.rows(packed.order).to(hidden.device), weight, hidden.dtype)
 
     def stats(self) -> DispatchStats:
         """A copy, plain data."""

@@ -1,24 +1,23 @@
 """Reading frames from a non-blocking socket and writing them to one, without copying payloads; not what they mean.
 
-A reader is fed untrusted bytes: every header passes `frames.check_header` before a payload buffer is allocated.
+A reader is fed untrusted bytes: every header passes `frames.HeaderCheck` before a payload buffer is allocated.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Protocol
 
 from cluster.fabric.frames import (
-    HEADER,
     HEADER_BYTES,
     STAGING_BYTES,
     Buffer,
     Frame,
+    HeaderCheck,
     Limits,
     allocate,
-    check_header,
     read_counts,
 )
 
@@ -45,18 +44,30 @@ class FrameReader:
     One `receive` is one system call. What arrives with a header is copied out of the staging buffer (at most 64 KiB,
     so that a small frame costs one call); the rest of a larger payload is received in place.
 
-    limits: may be replaced between frames (after the handshake).
-    digest8: first 8 bytes of the model digest every frame must carry; None before the handshake.
+    place: may name the bytes where the payload of a frame belongs; by default, and where it gives None, it is put into
+        memory of its own.
     """
 
-    def __init__(self, limits: Limits, digest8: bytes | None = None) -> None:
-        self.limits = limits
-        self.digest8 = digest8
+    def __init__(
+        self,
+        limits: Limits,
+        digest8: bytes | None = None,
+        place: Callable[[Frame], memoryview | None] = lambda frame: None,  # noqa: ARG005
+    ) -> None:
         self.received_bytes = 0
+        self.place = place
+        self._check = HeaderCheck(limits, digest8)
         self._staging = memoryview(bytearray(STAGING_BYTES))
         self._end = 0
         self._frame: Frame | None = None
         self._rest: memoryview | None = None
+
+    def expect(self, limits: Limits, digest8: bytes | None) -> None:
+        """What headers must respect from the next frame on (after the handshake).
+
+        digest8: first 8 bytes of the model digest every frame must carry; None accepts any.
+        """
+        self._check = HeaderCheck(limits, digest8)
 
     @property
     def partial(self) -> bool:
@@ -80,6 +91,12 @@ class FrameReader:
         self._end = end + got
         return self._parse()
 
+    def divert(self, sequence: int) -> None:
+        """Receive what is still missing of a placed frame of this sequence elsewhere: nobody wants it any more."""
+        frame = self._frame
+        if frame is not None and self._rest is not None and frame.placed and frame.sequence == sequence:
+            self._rest = memoryview(bytearray(len(self._rest)))
+
     def _receive_rest(self, source: Source) -> list[Frame]:
         if self._frame is None or self._rest is None:
             return []
@@ -98,7 +115,7 @@ class FrameReader:
         frames: list[Frame] = []
         start, end, staging = 0, self._end, self._staging
         while end - start >= HEADER_BYTES:
-            frame = check_header(HEADER.unpack_from(staging, start), self.limits, self.digest8)
+            frame = self._check.parse(staging, start)
             head = start + HEADER_BYTES
             body = head + 8 * frame.n_counts
             if body > end:
@@ -107,13 +124,13 @@ class FrameReader:
                 frame.counts = read_counts(staging[head:body], frame.rows)
             start = stop = body + frame.payload_bytes
             if stop > end:
-                target, here = allocate(frame), end - body
+                target, here = self._target(frame), end - body
                 target[:here] = staging[body:end]
                 self._frame, self._rest = frame, target[here:]
                 start = end
                 break
             if frame.payload_bytes:
-                allocate(frame)[:] = staging[body:stop]
+                self._target(frame)[:] = staging[body:stop]
             frames.append(frame)
         if start == end:
             self._end = 0
@@ -121,6 +138,13 @@ class FrameReader:
             staging[: end - start] = bytes(staging[start:end])
             self._end = end - start
         return frames
+
+    def _target(self, frame: Frame) -> memoryview:
+        target = self.place(frame)
+        if target is None:
+            return allocate(frame)
+        frame.placed = True
+        return target
 
 
 class FrameWriter:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,11 +24,16 @@ from cluster.fabric import WIRE_VERSION
 
 MAGIC = b"EXSF"
 _PREFIX = MAGIC + bytes([WIRE_VERSION])
+_LEAD = struct.Struct("<5sBBB8s")
+_FIELDS = struct.Struct("<QHIIIIIIQ")
 HEADER = struct.Struct("<5sBBB8sQHIIIIIIQ")
+"""The lead (magic and wire version, kind, dtype, status, digest) and the numbers behind it."""
 HEADER_BYTES = HEADER.size
+LEAD_BYTES = _LEAD.size
 STAGING_BYTES = 64 << 10
 """Header and counts of any allowed frame fit into this."""
 _MAX_U32 = (1 << 32) - 1
+_LEADS = 64
 _NO_DIGEST = bytes(8)
 Buffer = bytes | memoryview
 
@@ -47,6 +54,9 @@ class Kind(IntEnum):
     RELEASE = 11
     PING = 12
     PONG = 13
+
+    # That of enum members is Python code, and kinds are looked up with every frame.
+    __hash__ = int.__hash__
 
 
 class Status(IntEnum):
@@ -102,7 +112,7 @@ HANDSHAKE_LIMITS = Limits(
 class Frame:
     """One frame as received. `tensor` [R, H] for ROWS and RESULT, `data` for every other kind; `counts` int64 [E].
 
-    n_counts, payload_bytes: what follows the header.
+    n_counts, payload_bytes: what follows the header. placed: the payload lies where the reader was told to put it.
     """
 
     kind: Kind
@@ -120,6 +130,7 @@ class Frame:
     counts: Tensor | None = None
     tensor: Tensor | None = None
     data: bytes | bytearray = b""
+    placed: bool = False
 
 
 def encode(
@@ -135,29 +146,25 @@ def encode(
     deadline_ms: int = 0,
     queue_rows: int = 0,
     compute_us: int = 0,
-    counts: Tensor | None = None,
-    body: Tensor | bytes = b"",
+    counts: npt.NDArray[np.int64] | None = None,
+    body: Tensor | Buffer = b"",
 ) -> list[Buffer]:
-    """The buffers of one frame for `sendmsg`. A tensor body (contiguous, on the CPU) is referred to, not copied, and
-    must not change until the frame is sent; its shape [R, H] and dtype fill the header. `counts` is int64 [E].
+    """The buffers of one frame for `sendmsg`. The body is referred to, not copied, and must not change until the frame
+    is sent. The shape [R, H] and dtype of a tensor (contiguous, on the CPU) fill the header. `counts` is int64 [E].
 
     Raises:
         FrameError: a field does not fit its place in the header, or the body has an unknown dtype.
     """
+    payload: Buffer
     if isinstance(body, Tensor):
         rows, hidden = body.shape
         dtype = body.dtype
-        payload: Buffer = tensor_bytes(body)
+        payload = tensor_bytes(body)
     else:
         payload = body
-    n_counts = 0 if counts is None else counts.shape[0]
+    size = len(payload)
     try:
-        header = HEADER.pack(
-            _PREFIX,
-            kind,
-            _CODES[dtype],
-            status,
-            digest8,
+        header = _lead(kind, dtype, status, digest8) + _FIELDS.pack(
             sequence,
             layer,
             rows,
@@ -165,14 +172,19 @@ def encode(
             deadline_ms if deadline_ms < _MAX_U32 else _MAX_U32,
             queue_rows,
             compute_us if compute_us < _MAX_U32 else _MAX_U32,
-            n_counts,
-            len(payload),
+            0 if counts is None else len(counts),
+            size,
         )
     except (struct.error, KeyError) as error:
         raise FrameError(f"a {kind.name} frame cannot be written: {error}.") from None
     if counts is not None:
-        header += counts.numpy().tobytes()
-    return [header, payload] if len(payload) else [header]
+        header += counts.tobytes()
+    return [header, payload] if size else [header]
+
+
+@lru_cache(maxsize=256)
+def _lead(kind: Kind, dtype: torch.dtype | None, status: int, digest8: bytes) -> bytes:
+    return _LEAD.pack(_PREFIX, kind, _CODES[dtype], status, digest8)
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
@@ -182,16 +194,58 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return array.data.cast("B")
 
 
-def check_header(fields: tuple[Any, ...], limits: Limits, digest8: bytes | None) -> Frame:
-    """The frame an unpacked header announces, still without counts and payload.
+class HeaderCheck:
+    """What the headers of one connection must respect. What is always the same in them is looked at once.
 
-    digest8: what the frame must carry; None accepts any.
-
-    Raises:
-        FrameError: the first field that is out of bounds.
+    limits, digest8: as of `FrameReader`.
     """
-    prefix, code, dtype_code, status, digest, *numbers = fields
-    sequence, layer, rows, hidden, deadline_ms, queue_rows, compute_us, n, size = numbers
+
+    def __init__(self, limits: Limits, digest8: bytes | None) -> None:
+        self._limits = limits
+        self._digest8 = digest8
+        # Only valid leads are kept, and few can be: kinds, dtypes and statuses, bounded in case a peer plays with them.
+        self._leads: dict[bytes, _Lead] = {}
+
+    def parse(self, data: memoryview, start: int) -> Frame:
+        """The frame that the header at `start` announces, still without counts and payload.
+
+        Raises:
+            FrameError: the first field that is out of bounds.
+        """
+        lead = bytes(data[start : start + LEAD_BYTES])
+        known = self._leads.get(lead)
+        if known is None:
+            known = _check_lead(lead, self._limits, self._digest8)
+            if len(self._leads) < _LEADS:
+                self._leads[lead] = known
+        kind, status, dtype, item_bytes, holds_rows, size_limit = known
+        numbers = _FIELDS.unpack_from(data, start + LEAD_BYTES)
+        sequence, layer, rows, hidden, deadline_ms, queue_rows, compute_us, n, size = numbers
+        limits = self._limits
+        if rows > limits.rows:
+            raise FrameError(f"{rows} rows in one frame; at most {limits.rows} are allowed.")
+        if n > limits.counts:
+            raise FrameError(f"{n} counts in one frame; at most {limits.counts} are allowed.")
+        if holds_rows or kind is Kind.REFERENCE:
+            if not (rows and hidden and item_bytes):
+                raise FrameError(f"a {kind.name} frame of {rows} rows of {hidden}, item size {item_bytes}.")
+            if holds_rows and (n > 0) != (kind is Kind.ROWS):
+                raise FrameError(f"a {kind.name} frame with {n} counts.")
+            if holds_rows and size != rows * hidden * item_bytes:
+                raise FrameError(f"{size} payload bytes for {rows} rows of {hidden} x {item_bytes} bytes.")
+        elif rows or hidden or item_bytes or n:
+            raise FrameError(f"a {kind.name} frame holds no rows.")
+        if size > size_limit:
+            raise FrameError(f"{size} payload bytes in a {kind.name} frame; that is more than is allowed.")
+        return Frame(kind, sequence, status, layer, rows, hidden, dtype, deadline_ms, queue_rows, compute_us, n, size)
+
+
+_Lead = tuple[Kind, int, torch.dtype | None, int, bool, int]
+"""kind, status, dtype, its bytes, whether a tensor follows, most payload bytes."""
+
+
+def _check_lead(lead: bytes, limits: Limits, digest8: bytes | None) -> _Lead:
+    prefix, code, dtype_code, status, digest = _LEAD.unpack(lead)
     if prefix != _PREFIX:
         if prefix[:4] != MAGIC:
             raise FrameError("these bytes are no frame of this cluster.")
@@ -204,23 +258,8 @@ def check_header(fields: tuple[Any, ...], limits: Limits, digest8: bytes | None)
     dtype, item_bytes = _DTYPES.get(dtype_code, (None, -1))
     if item_bytes < 0:
         raise FrameError(f"unknown dtype code {dtype_code}.")
-    if rows > limits.rows:
-        raise FrameError(f"{rows} rows in one frame; at most {limits.rows} are allowed.")
-    if n > limits.counts:
-        raise FrameError(f"{n} counts in one frame; at most {limits.counts} are allowed.")
     holds_rows = kind is Kind.ROWS or kind is Kind.RESULT
-    if holds_rows or kind is Kind.REFERENCE:
-        if not (rows and hidden and item_bytes):
-            raise FrameError(f"a {kind.name} frame of {rows} rows of {hidden}, item size {item_bytes}.")
-        if holds_rows and (n > 0) != (kind is Kind.ROWS):
-            raise FrameError(f"a {kind.name} frame with {n} counts.")
-        if holds_rows and size != rows * hidden * item_bytes:
-            raise FrameError(f"{size} payload bytes for {rows} rows of {hidden} x {item_bytes} bytes.")
-    elif rows or hidden or item_bytes or n:
-        raise FrameError(f"a {kind.name} frame holds no rows.")
-    if size > (limits.payload_bytes if holds_rows else limits.control_bytes):
-        raise FrameError(f"{size} payload bytes in a {kind.name} frame; that is more than is allowed.")
-    return Frame(kind, sequence, status, layer, rows, hidden, dtype, deadline_ms, queue_rows, compute_us, n, size)
+    return kind, status, dtype, item_bytes, holds_rows, limits.payload_bytes if holds_rows else limits.control_bytes
 
 
 def read_counts(data: memoryview, rows: int) -> Tensor:

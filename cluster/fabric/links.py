@@ -5,31 +5,48 @@ A link ends once: with an error that all its open calls get. Knows no selector a
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import time
+from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from cluster.errors import FabricError, FrameError, HandshakeError, ReplicaLostError
 from cluster.fabric.frame_io import FrameReader, FrameWriter
-from cluster.fabric.frames import HANDSHAKE_LIMITS, Buffer, Frame, Kind, Limits, Status, encode
+from cluster.fabric.frames import (
+    HANDSHAKE_LIMITS,
+    HEADER_BYTES,
+    Buffer,
+    Frame,
+    HeaderCheck,
+    Kind,
+    Limits,
+    Status,
+    allocate,
+    encode,
+)
 from cluster.fabric.handshake import NONCE_BYTES, Identity, RouterHandshake
+from cluster.fabric.mailbox import FILES, Mailbox
 from cluster.fabric.sockets import connect
+from cluster.fabric.transport import Batch
 from cluster.membership import Replica
 
 
 class StreamCall:
     """One batch on its way; see `transport.Call`.
 
-    kind: ROWS or REFERENCE. rows, hidden, dtype: of the rows sent and of the result. arrival: rises by order of being
-    done, 0 before. forgotten: nobody will ask for the result.
+    kind: ROWS or REFERENCE. batch: of rows, which may say where their results go. rows, hidden, dtype: of the rows sent
+    and of the result. arrival: rises by order of being done, 0 before. forgotten: nobody will ask for the result.
     """
 
     __slots__ = (
         "arrival",
+        "batch",
         "compute_s",
         "dtype",
         "error",
@@ -43,10 +60,20 @@ class StreamCall:
         "sequence",
     )
 
-    def __init__(self, sequence: int, replica_id: str, kind: Kind, rows: int, hidden: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        sequence: int,
+        replica_id: str,
+        kind: Kind,
+        rows: int,
+        hidden: int,
+        dtype: torch.dtype,
+        batch: Batch | None = None,
+    ) -> None:
         self.sequence = sequence
         self.replica_id = replica_id
         self.kind = kind
+        self.batch = batch
         self.rows = rows
         self.hidden = hidden
         self.dtype = dtype
@@ -68,10 +95,12 @@ class StreamCall:
         Raises:
             FabricError: `error`, or the call is not done, or it was answered with a reference.
         """
-        tensor = None if self.frame is None else self.frame.tensor
-        if tensor is None:
-            raise self.error or FabricError("the call has no result yet, or a reference instead of rows.")
-        return tensor
+        frame = self.frame
+        if frame is not None and frame.tensor is not None:
+            return frame.tensor
+        if frame is not None and frame.placed and self.batch is not None and self.batch.into is not None:
+            return torch.frombuffer(self.batch.into, dtype=self.dtype).view(self.rows, self.hidden)
+        raise self.error or FabricError("the call has no result yet, or a reference instead of rows.")
 
     def payload(self) -> bytes:
         """What the replica answered a reference with.
@@ -94,19 +123,87 @@ class StreamCall:
 
 
 class Link:
-    """An authenticated connection to one replica. `leaving`: it said GOAWAY. `events`: what its selector waits for."""
+    """An authenticated connection to one replica. `leaving`: it said GOAWAY. `events`: what its selector waits for.
 
-    __slots__ = ("calls", "digest8", "events", "leaving", "reader", "replica_id", "sock", "writer")
+    mailbox: where the replica runs on this node. mailed: the call whose batch lies there, until it is answered.
+    mailed_bytes, collected_bytes: what went that way.
+    """
 
-    def __init__(self, sock: socket.socket, replica_id: str, reader: FrameReader, writer: FrameWriter) -> None:
+    __slots__ = (
+        "calls",
+        "collected_bytes",
+        "digest8",
+        "events",
+        "leaving",
+        "mail_check",
+        "mailbox",
+        "mailed",
+        "mailed_bytes",
+        "reader",
+        "replica_id",
+        "sock",
+        "writer",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        replica_id: str,
+        reader: FrameReader,
+        writer: FrameWriter,
+        digest8: bytes,
+        limits: Limits,
+        mailbox: Mailbox | None,
+    ) -> None:
         self.sock = sock
         self.replica_id = replica_id
         self.reader = reader
         self.writer = writer
-        self.digest8 = reader.digest8 or b""
+        self.digest8 = digest8
         self.leaving = False
         self.events = 0
         self.calls: dict[int, StreamCall] = {}
+        self.mailbox = mailbox
+        self.mailed: StreamCall | None = None
+        self.mailed_bytes = self.collected_bytes = 0
+        self.mail_check = HeaderCheck(replace(limits, codes=frozenset({Kind.RESULT.value})), digest8)
+        reader.place = self._place
+
+    def mail(self, call: StreamCall, n_counts: int, buffers: Sequence[Buffer]) -> bool:
+        """Put the batch of `call` into the mailbox; False where it must go by the socket."""
+        if self.mailbox is None or self.mailed is not None or call.kind is not Kind.ROWS:
+            return False
+        header, payload = buffers
+        if not self.mailbox.request.fits(n_counts, len(payload)):
+            return False
+        self.mailed = call
+        self.mailed_bytes += len(header) + len(payload)
+        self.mailbox.request.write(header, n_counts, payload)
+        self.mailbox.ring()
+        return True
+
+    def collect(self) -> StreamCall | None:
+        """The call whose result the bell announces, with its frame; None where nobody asked.
+
+        Raises:
+            FrameError: what lies there is no answer to it.
+        """
+        call = self.mailed
+        if call is None or self.mailbox is None:
+            return None
+        frame, payload = self.mailbox.result.read(self.mail_check)
+        if frame.sequence != call.sequence or not call.fits(frame):
+            raise FrameError("a result in the mailbox that answers another batch.")
+        self.mailed = None
+        self.collected_bytes += HEADER_BYTES + len(payload)
+        batch = call.batch
+        if batch is not None and batch.into is not None:
+            batch.into[:] = payload
+            batch.placed = frame.placed = True
+        elif batch is not None:
+            allocate(frame)[:] = payload
+        self._answer(call, frame)
+        return call
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """Send what the socket takes, queue the rest; OSError where the connection is broken."""
@@ -120,18 +217,44 @@ class Link:
         """
         for frame in self.reader.receive(self.sock):
             call = self.calls.get(frame.sequence)
-            if call is not None and call.fits(frame):
-                call.frame = frame
+            if call is not None and (frame.placed or call.fits(frame)):
+                if frame.placed and call.batch is not None:
+                    call.batch.placed = True
             elif call is not None and frame.kind is Kind.ERROR:
                 error = FabricError if frame.status == Status.FAILED else ReplicaLostError
                 call.error = error(f"{self.replica_id}: {_text(frame)}")
             else:
                 self._heed(frame)
                 continue
-            del self.calls[frame.sequence]
-            call.queue_rows = frame.queue_rows
-            call.compute_s = frame.compute_us / 1e6
+            if call is self.mailed:
+                self.mailed = None
+            self._answer(call, frame)
             answered.append(call)
+
+    def _answer(self, call: StreamCall, frame: Frame) -> None:
+        if call.error is None:
+            call.frame = frame
+        call.queue_rows = frame.queue_rows
+        call.compute_s = frame.compute_us / 1e6
+        del self.calls[call.sequence]
+
+    def close(self) -> None:
+        """Close the socket and the mailbox."""
+        self.sock.close()
+        if self.mailbox is not None:
+            self.mailbox.close()
+
+    def forget(self, call: StreamCall) -> None:
+        """The result of `call` is not wanted, and where it was to go belongs to others from now on."""
+        call.batch = None
+        self.reader.divert(call.sequence)
+
+    def _place(self, frame: Frame) -> memoryview | None:
+        """Where the sender of the call wants its result, which has been received no further than its header."""
+        call = self.calls.get(frame.sequence)
+        if call is None or call.batch is None or call.batch.into is None or not call.fits(frame):
+            return None
+        return call.batch.into
 
     def _heed(self, frame: Frame) -> None:
         """A frame that answers no call."""
@@ -158,34 +281,58 @@ def open_link(replica: Replica, *, key: bytes, digest: bytes, node_id: str, time
         sock = connect(replica.address, node_id, timeout_s)
     except OSError as error:
         raise ReplicaLostError(f"{replica.id} cannot be reached: {error}.") from None
+    source = _Source(sock)
     try:
         reader, writer = FrameReader(HANDSHAKE_LIMITS), FrameWriter()
         handshake = RouterHandshake(key, wanted, secrets.token_bytes(NONCE_BYTES))
-        leaving = _shake_hands(sock, reader, writer, handshake, give_up_at)
+        leaving = _shake_hands(source, reader, writer, handshake, give_up_at)
     except FrameError as error:
-        sock.close()
+        source.close()
         raise HandshakeError(f"{replica.id} does not speak this router's language: {error}") from None
     except OSError as error:
-        sock.close()
+        source.close()
         raise ReplicaLostError(f"{replica.id} did not finish the handshake: {error}.") from None
     except HandshakeError:
-        sock.close()
+        source.close()
         raise
     sock.setblocking(False)
-    reader.limits, reader.digest8 = limits, digest[:8]
-    link = Link(sock, replica.id, reader, writer)
+    reader.expect(limits, digest[:8])
+    mailbox = Mailbox.adopt(source.files) if source.files else None
+    link = Link(sock, replica.id, reader, writer, digest[:8], limits, mailbox)
     link.leaving = leaving
     return link
 
 
+class _Source:
+    """A socket during the handshake, and the files that came along with its frames."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.files: list[int] = []
+
+    def recv_into(self, buffer: memoryview) -> int:
+        room = socket.CMSG_SPACE(FILES * array("i").itemsize)
+        got, ancillary, _, _ = self.sock.recvmsg_into([buffer], room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self.files += array("i", data[: len(data) - len(data) % 4])
+        return got
+
+    def close(self) -> None:
+        self.sock.close()
+        for file in self.files:
+            os.close(file)
+
+
 def _shake_hands(
-    sock: socket.socket, reader: FrameReader, writer: FrameWriter, handshake: RouterHandshake, give_up_at: float
+    source: _Source, reader: FrameReader, writer: FrameWriter, handshake: RouterHandshake, give_up_at: float
 ) -> bool:
     """Run the handshake on a blocking socket; returns whether a GOAWAY came right behind it."""
+    sock = source.sock
     writer.send(sock, handshake.hello())
     while True:
         sock.settimeout(max(0.001, give_up_at - time.monotonic()))
-        for frame in reader.receive(sock):
+        for frame in reader.receive(source):
             if frame.kind is Kind.GOAWAY and handshake.done:
                 return True
             writer.send(sock, handshake.answer(frame))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cluster.errors import FabricError, ReplicaLostError
@@ -59,14 +60,14 @@ class LocalTransport:
         compute = self._groups.get(batch.group)
         if compute is None:
             raise ReplicaLostError(f"group {batch.group} is not in this process.")
-        rows = batch.hidden.index_select(0, batch.index)
+        rows = batch.hidden.index_select(0, torch.from_numpy(batch.index))
         self._sequence += 1
         self.bytes_sent += rows.nbytes
         start_s = time.perf_counter()
         outputs: Tensor | None = None
         error: FabricError | None = None
         try:
-            outputs = compute(batch.layer, batch.counts, rows)
+            outputs = compute(batch.layer, torch.from_numpy(batch.counts), rows)
             self.bytes_received += outputs.nbytes
         except Exception as cause:
             error = FabricError(f"{type(cause).__name__}: {cause}")

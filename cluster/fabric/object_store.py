@@ -115,7 +115,7 @@ class ObjectStoreTransport:
             FabricError: the store does not take the hidden states.
         """
         published = self._publish(batch.hidden)
-        rows = batch.index.shape[0]
+        rows = len(batch.index)
         try:
             inner = self._stream.send_reference(
                 replica,

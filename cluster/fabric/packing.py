@@ -1,9 +1,10 @@
 """Rows of one MoE layer, sorted by (group, expert), and the sum of their results: arithmetic on indices, nothing else.
 
 A router's gate gives every token K experts. `LayerTable.pack` turns that into one contiguous run of rows per group,
-within it one run per expert, with one sort and one count; `RowBuffer` takes results in any order and puts every row
-back where its (token, expert) pair was; `combine` is the sum rule of transformers' `grouped_mm` experts. Knows no
-replica, no transport and no clock. The naive loop over rows is its oracle in the tests.
+within it one run per expert, with one sort and one count; `SortedRows` gathers the rows of all groups at once;
+`Results` takes results run by run and puts every row back where its (token, expert) pair was; `combine` is the sum rule
+of transformers' `grouped_mm` experts. Knows no replica, no transport and no clock. The naive loop over rows is its
+oracle in the tests.
 
 Indices are computed in numpy: a call on a few dozen integers costs 1 us there and 4 to 7 us in torch, and sorting
 16-bit keys is a radix sort.
@@ -13,20 +14,17 @@ Dimension letters: T tokens, K experts per token, E experts, H hidden, R rows (R
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Words = npt.NDArray[Any]
+from cluster.fabric.words import Words, as_words, word_type
 
 
-@dataclass(frozen=True, slots=True)
-class GroupRows:
+class GroupRows(NamedTuple):
     """The rows of one group: `start` to `stop` in sorted order. counts: int64, rows per expert the group holds."""
 
     group: int
@@ -35,8 +33,7 @@ class GroupRows:
     counts: npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(NamedTuple):
     """All rows of one layer in sorted order.
 
     order: int64 [R], which (token, expert) pair, as token * K + k, stands at each place.
@@ -46,7 +43,7 @@ class Packed:
 
     order: npt.NDArray[np.int64]
     token: npt.NDArray[np.int64]
-    groups: tuple[GroupRows, ...]
+    groups: list[GroupRows]
 
 
 class LayerTable:
@@ -80,35 +77,88 @@ class LayerTable:
             if stop > start:
                 groups.append(GroupRows(group, start, stop, counts[run]))
                 start = stop
-        return Packed(order, order // pairs.shape[1], tuple(groups))
+        return Packed(order, order // pairs.shape[1], groups)
 
 
-class RowBuffer:
-    """Results of all rows, [R, H] in (token, expert) order, filled run by run.
-
-    The memory is kept from one layer to the next: fresh pages for every layer would cost more than the copy itself.
-    """
+class _Memory:
+    """A matrix that is kept from one layer to the next: fresh pages for every layer would cost more than the copies."""
 
     def __init__(self) -> None:
-        self._memory = np.empty(0, dtype=np.uint8)
-        self._words: Words = self._memory.reshape(0, 1)
+        self._bytes = np.empty(0, dtype=np.uint8)
+        self._shape: tuple[int, int, torch.dtype] = (0, 1, torch.float32)
+        self.words: Words = self._bytes.reshape(0, 1)
+        self.bytes = memoryview(b"")
+
+    def shape(self, rows: int, hidden: int, dtype: torch.dtype) -> None:
+        """Make `words` [rows, hidden] of the width of `dtype`, and `bytes` the same memory; what was there is void."""
+        if self._shape == (rows, hidden, dtype):
+            return
+        size = rows * hidden * dtype.itemsize
+        if self._bytes.nbytes < size:
+            self._bytes = np.empty(size, dtype=np.uint8)
+        self.words = self._bytes[:size].view(word_type(dtype)).reshape(rows, hidden)
+        self.bytes = self._bytes[:size].data
+        self._shape = (rows, hidden, dtype)
+
+
+class SortedRows:
+    """The rows of a layer in sorted order, gathered for all groups at once when the first of them is asked for."""
+
+    def __init__(self) -> None:
+        self._memory = _Memory()
+        self._hidden: Tensor | None = None
+        self._token: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._gathered = False
+
+    def start(self, hidden: Tensor, token: npt.NDArray[np.int64]) -> None:
+        """Begin a layer: rows are `hidden[token]`; what `run` gave before is void."""
+        self._hidden, self._token, self._gathered = hidden, token, False
+
+    def run(self, start: int, stop: int) -> memoryview:
+        """The bytes of rows `start` to `stop`, valid until the next `start`."""
+        if not self._gathered and self._hidden is not None:
+            rows, hidden = len(self._token), self._hidden.shape[1]
+            self._memory.shape(rows, hidden, self._hidden.dtype)
+            # Every token is in range; "clip" only keeps numpy from checking that in a buffer of its own.
+            as_words(self._hidden).take(self._token, axis=0, out=self._memory.words, mode="clip")
+            self._gathered = True
+        width = len(self._memory.bytes) // len(self._token)
+        return self._memory.bytes[start * width : stop * width]
+
+
+class Results:
+    """Results of all rows, [R, H], filled run by run in sorted order, read in (token, expert) order."""
+
+    def __init__(self) -> None:
+        self._sorted = _Memory()
+        self._restored = _Memory()
         self._dtype = torch.float32
+        self._width = 0
 
     def start(self, rows: int, hidden: int, dtype: torch.dtype) -> None:
         """Begin a layer; what was there before is void."""
-        size = rows * hidden * dtype.itemsize
-        if self._memory.nbytes < size:
-            self._memory = np.empty(size, dtype=np.uint8)
-        self._words = self._memory[:size].view(word_type(dtype)).reshape(rows, hidden)
+        self._sorted.shape(rows, hidden, dtype)
+        self._restored.shape(rows, hidden, dtype)
         self._dtype = dtype
+        self._width = hidden * dtype.itemsize
 
-    def put(self, order: npt.NDArray[np.int64], rows: Tensor) -> None:
-        """Write `rows`, whose places are `order` [R of this run], in the dtype given to `start`."""
-        self._words[order] = as_words(rows)
+    def run(self, start: int, stop: int) -> memoryview:
+        """The bytes of rows `start` to `stop`, for whoever can fill them in place."""
+        return self._sorted.bytes[start * self._width : stop * self._width]
 
-    def rows(self) -> Tensor:
-        """[R, H]; a view, valid until the next `start`. Every row must have been put."""
-        rows = torch.from_numpy(self._words)
+    def put(self, start: int, rows: Tensor) -> None:
+        """Write `rows` [r, H], which begin at `start`, in the dtype given to the method `start`."""
+        self._sorted.words[start : start + rows.shape[0]] = as_words(rows)
+
+    def rows(self, order: npt.NDArray[np.int64]) -> Tensor:
+        """[R, H] in order of (token, expert) pairs, where `order` [R] says which pair each sorted row is.
+
+        A view, valid until the next `start`. Every row must have been filled.
+        """
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        self._sorted.words.take(place, axis=0, out=self._restored.words, mode="clip")
+        rows = torch.from_numpy(self._restored.words)
         return rows if rows.dtype == self._dtype else rows.view(self._dtype)
 
 
@@ -123,14 +173,3 @@ def combine(rows: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     in_place = torch.promote_types(rows.dtype, weight.dtype) == rows.dtype
     weighted = rows.mul_(column) if in_place else rows * column
     return weighted.view(tokens, experts, rows.shape[1]).sum(1).to(dtype)
-
-
-def as_words(tensor: Tensor) -> Words:
-    """The memory of a CPU tensor as an array; integers of its width for bfloat16, which numpy does not know."""
-    return (tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
-
-
-@cache
-def word_type(dtype: torch.dtype) -> np.dtype[Any]:
-    """What `as_words` makes of `dtype`."""
-    return as_words(torch.empty(0, dtype=dtype)).dtype

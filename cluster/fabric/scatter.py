@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from cluster.errors import EngineError, ExpertsUnavailableError, FabricError, HandshakeError, ReplicaLostError
 from cluster.fabric.balance import Share, split
-from cluster.fabric.packing import Packed, RowBuffer
+from cluster.fabric.packing import Packed, Results, SortedRows
 from cluster.fabric.peers import Peer, Peers
 from cluster.fabric.transport import Batch, Call, Transport
 
@@ -37,6 +37,14 @@ class News(Protocol):
     def set(self) -> None: ...
     def clear(self) -> None: ...
     def wait(self, timeout: float | None = None) -> bool: ...
+
+
+class Buffers:
+    """Memory of one dispatcher, used again by every layer: the rows on their way out, and their results."""
+
+    def __init__(self) -> None:
+        self.rows = SortedRows()
+        self.results = Results()
 
 
 @dataclass(frozen=True)
@@ -78,18 +86,19 @@ class _Part:
 class _Sent:
     part: _Part
     peer: Peer
+    batch: Batch
     call: Call
     at_s: float
 
 
 class Scatter:
-    """Every row is open (sent), stranded (nobody to send it to) or in the buffer.
+    """Every row is open (sent), stranded (nobody to send it to) or among the results.
 
     answered: (group, time of its last row) in order of time. resends: batches that failed in some way.
     """
 
     def __init__(
-        self, environment: Environment, layer: int, hidden: Tensor, packed: Packed, buffer: RowBuffer, turn: int
+        self, environment: Environment, layer: int, hidden: Tensor, packed: Packed, buffers: Buffers, turn: int
     ) -> None:
         """hidden: [T, H] on the CPU. turn: rotates the choice between equal replicas."""
         self.answered: list[tuple[int, float]] = []
@@ -98,21 +107,24 @@ class Scatter:
         self._layer = layer
         self._hidden = hidden
         self._packed = packed
-        self._buffer = buffer
+        self._buffers = buffers
         self._turn = turn
         self._open: dict[int, _Sent] = {}
         self._stranded: list[_Part] = []
         self._missing = {rows.group: rows.stop - rows.start for rows in packed.groups}
 
     def run(self) -> None:
-        """Fill the buffer with the results of all rows.
+        """Fill the results of all rows.
 
         Raises:
             ExpertsUnavailableError, EngineError: see `Dispatcher.scatter_gather`.
         """
+        buffers, hidden = self._buffers, self._hidden
+        buffers.rows.start(hidden, self._packed.token)
+        buffers.results.start(len(self._packed.order), hidden.shape[1], hidden.dtype)
         try:
-            for rows in self._packed.groups:
-                self._place(_Part(rows.group, rows.start, rows.stop, rows.counts))
+            for group, start, stop, counts in self._packed.groups:
+                self._place(_Part(group, start, stop, counts))
             while self._open or self._stranded:
                 self._gather()
                 if self._stranded:
@@ -149,20 +161,23 @@ class Scatter:
 
     def _send(self, part: _Part, peer: Peer, now: float) -> bool:
         """Whether `part` is on its way; if not, the failure has been noted."""
+        start, stop, buffers = part.start, part.stop, self._buffers
         batch = Batch(
-            group=self._env.names[part.group],
-            layer=self._layer,
-            counts=torch.from_numpy(part.counts),
-            index=torch.from_numpy(self._packed.token[part.start : part.stop]),
-            hidden=self._hidden,
+            self._env.names[part.group],
+            self._layer,
+            part.counts,
+            self._packed.token[start:stop],
+            self._hidden,
+            rows=partial(buffers.rows.run, start, stop),
+            into=buffers.results.run(start, stop),
         )
         try:
             call = self._env.transport.send(peer.replica, batch, self._env.timeout_s)
         except FabricError as error:
             self._failed(part, peer, error)
             return False
-        peer.in_flight_rows += part.stop - part.start
-        self._open[id(call)] = _Sent(part, peer, call, now)
+        peer.in_flight_rows += stop - start
+        self._open[id(call)] = _Sent(part, peer, batch, call, now)
         return True
 
     def _gather(self) -> None:
@@ -191,14 +206,15 @@ class Scatter:
         rows = part.stop - part.start
         peer.in_flight_rows -= rows
         try:
-            result = call.result()
-            if result.shape != (rows, self._hidden.shape[1]) or result.dtype != self._hidden.dtype:
-                raise FabricError(f"a result of {tuple(result.shape)} {result.dtype} for {rows} rows.")
+            if not sent.batch.placed:
+                result = call.result()
+                if result.shape != (rows, self._hidden.shape[1]) or result.dtype != self._hidden.dtype:
+                    raise FabricError(f"a result of {tuple(result.shape)} {result.dtype} for {rows} rows.")
+                self._buffers.results.put(part.start, result)
         except FabricError as error:
             self._failed(part, peer, error)
             self._place(part)
             return
-        self._buffer.put(self._packed.order[part.start : part.stop], result)
         peer.answered(rows, now - sent.at_s, call.compute_s, call.queue_rows, now)
         self._missing[part.group] -= rows
         if not self._missing[part.group]:

@@ -217,9 +217,16 @@ class ExpertServer:
 
     def _reply(self, job: Job[Connection]) -> None:
         connection = job.owner
-        if connection.open:
-            connection.waiting_bytes -= job.frame.payload_bytes
-            self._connections.send(connection, self._answer(connection, job))
+        if not connection.open:
+            return
+        connection.waiting_bytes -= job.frame.payload_bytes
+        answer = self._answer(connection, job)
+        if job.frame.placed and job.output is not None:
+            self._connections.answer(connection, answer)
+            return
+        if job.frame.placed:
+            connection.mailed = False
+        self._connections.send(connection, answer)
 
     def _answer(self, connection: Connection, job: Job[Connection]) -> list[Buffer]:
         frame, output = job.frame, job.output

@@ -14,6 +14,8 @@ from cluster.errors import ConfigError
 from cluster.membership import Address
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+EDGE = select.EPOLLIN | select.EPOLLET
+"""Ready once for every time that something comes, read or not: for bells."""
 UNIX_PATH_BYTES = 100
 _BOTH = READ | WRITE
 _EVENTS_PER_POLL = 64
@@ -26,26 +28,27 @@ _UNIX_SEND_BYTES = 4 << 20
 class Poller(Generic[Target]):
     """Waits for sockets, like `selectors.EpollSelector` at half its price; `target` is what `poll` returns for one.
 
-    Linux only, as the rest of the cluster. A socket that is broken or at its end is ready for whatever was asked.
+    A descriptor may stand for a socket. Linux only, as the rest of the cluster.
+    A socket that is broken or at its end is ready for whatever was asked.
     """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._targets: dict[int, Target] = {}
 
-    def register(self, sock: socket.socket, events: int, target: Target) -> None:
-        """Wait for `events`: READ, WRITE or both."""
+    def register(self, sock: socket.socket | int, events: int, target: Target) -> None:
+        """Wait for `events`: READ, WRITE or both, or EDGE."""
         self._epoll.register(sock, events)
-        self._targets[sock.fileno()] = target
+        self._targets[sock if isinstance(sock, int) else sock.fileno()] = target
 
     def modify(self, sock: socket.socket, events: int) -> None:
         """Wait for other events."""
         self._epoll.modify(sock, events)
 
-    def unregister(self, sock: socket.socket) -> None:
+    def unregister(self, sock: socket.socket | int) -> None:
         """Before the socket is closed."""
         self._epoll.unregister(sock)
-        del self._targets[sock.fileno()]
+        del self._targets[sock if isinstance(sock, int) else sock.fileno()]
 
     def poll(self, timeout_s: float) -> list[tuple[Target, int]]:
         """What is ready, after at most `timeout_s`: (target, READ, WRITE or both)."""

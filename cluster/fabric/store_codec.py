@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import FrameError
-from cluster.fabric.packing import Words, as_words, word_type
+from cluster.fabric.words import Words, as_words, word_type
 
 READ_TIMEOUT_S = 5.0
 _CODES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -80,9 +80,9 @@ def publish(references: References, tensor: Tensor) -> tuple[object, bytes]:
     return holding, _ARRAY.pack(_CODES[tensor.dtype], len(name), *tensor.shape) + name
 
 
-def request(description: bytes, index: Tensor) -> bytes:
+def request(description: bytes, index: npt.NDArray[np.int64]) -> bytes:
     """The payload that asks for the rows `index`, int64 [R], of the tensor described."""
-    return description + index.numpy().astype(_TOKEN).tobytes()
+    return description + index.astype(_TOKEN).tobytes()
 
 
 def read(references: References, description: bytes, rows: int) -> Tensor:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from cluster.errors import FabricError, FrameError, ReplicaLostError
 from cluster.fabric.frames import Buffer, Kind, Limits, encode
 from cluster.fabric.links import Link, StreamCall, open_link
-from cluster.fabric.sockets import READ, WRITE, Poller
+from cluster.fabric.sockets import EDGE, READ, WRITE, Poller
 from cluster.fabric.transport import Batch, Call
 from cluster.membership import Replica
 
@@ -52,20 +54,20 @@ class StreamTransport:
         self._limits = limits or Limits()
         self._unsent_bytes = unsent_bytes
         self._links: dict[str, Link] = {}
-        self._poller: Poller[Link] = Poller()
+        self._poller: Poller[Link | Callable[[], None]] = Poller()
         self._sequence = 0
         self._arrivals = 0
         self._closed_sent = self._closed_received = 0
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes handed to sockets so far."""
-        return self._closed_sent + sum(link.writer.sent_bytes for link in tuple(self._links.values()))
+        """Bytes handed to sockets and mailboxes so far."""
+        return self._closed_sent + sum(_sent_bytes(link) for link in tuple(self._links.values()))
 
     @property
     def bytes_received(self) -> int:
-        """Bytes taken from sockets so far."""
-        return self._closed_received + sum(link.reader.received_bytes for link in tuple(self._links.values()))
+        """Bytes taken from sockets and mailboxes so far."""
+        return self._closed_received + sum(_received_bytes(link) for link in tuple(self._links.values()))
 
     def send(self, replica: Replica, batch: Batch, deadline_s: float) -> StreamCall:
         """Pack `hidden[index]` and send it to `replica`; see `Transport.send`.
@@ -73,15 +75,15 @@ class StreamTransport:
         Raises:
             FabricError: besides what `Transport` says: the batch is larger than a frame may be.
         """
-        rows = batch.hidden.index_select(0, batch.index)
-        return self._send(replica, Kind.ROWS, batch.layer, batch.counts, rows, rows.shape, rows.dtype, deadline_s)
+        shape = (len(batch.index), batch.hidden.shape[1])
+        return self._send(replica, Kind.ROWS, batch.layer, batch.counts, batch, shape, batch.hidden.dtype, deadline_s)
 
     def send_reference(
         self,
         replica: Replica,
         *,
         layer: int,
-        counts: Tensor,
+        counts: npt.NDArray[np.int64],
         rows: int,
         hidden: int,
         dtype: torch.dtype,
@@ -109,8 +111,11 @@ class StreamTransport:
                 return sorted(done, key=_arrival) if len(done) > 1 else done
             left_s = give_up_at - time.monotonic()
             expired = left_s <= 0
-            for link, events in self._poller.poll(max(0.0, left_s)):
-                self._serve(link, events)
+            for target, events in self._poller.poll(max(0.0, left_s)):
+                if isinstance(target, Link):
+                    self._serve(target, events)
+                else:
+                    target()
 
     def forget(self, call: Call) -> None:
         """Drop the result when it comes; a reference is released then."""
@@ -118,6 +123,8 @@ class StreamTransport:
             call.forgotten = True
             if call.done:
                 self.release(call)
+            elif (link := self._links.get(call.replica_id)) is not None:
+                link.forget(call)
 
     def retain(self, replica_ids: Collection[str]) -> None:
         """Close the connections to all other replicas."""
@@ -133,8 +140,8 @@ class StreamTransport:
         replica: Replica,
         kind: Kind,
         layer: int,
-        counts: Tensor,
-        body: Tensor | bytes,
+        counts: npt.NDArray[np.int64],
+        body: Batch | bytes,
         shape: tuple[int, ...],
         dtype: torch.dtype,
         deadline_s: float,
@@ -147,7 +154,8 @@ class StreamTransport:
             self._lose(link, "it takes no more rows")
             raise ReplicaLostError(f"{replica.id} takes no more rows.")
         self._sequence += 1
-        call = StreamCall(self._sequence, replica.id, kind, rows, hidden, dtype)
+        batch = body if isinstance(body, Batch) else None
+        call = StreamCall(self._sequence, replica.id, kind, rows, hidden, dtype, batch)
         buffers = encode(
             kind,
             call.sequence,
@@ -158,9 +166,11 @@ class StreamTransport:
             dtype=dtype,
             deadline_ms=math.ceil(min(max(deadline_s, 0.0), _LONGEST_DEADLINE_S) * 1000),
             counts=counts,
-            body=body,
+            body=body.gathered() if isinstance(body, Batch) else body,
         )
         link.calls[call.sequence] = call
+        if link.mail(call, len(counts), buffers):
+            return call
         self._push(link, buffers)
         if call.error is not None:
             raise call.error
@@ -180,6 +190,8 @@ class StreamTransport:
             self._links[replica.id] = link
             self._poller.register(link.sock, READ, link)
             link.events = READ
+            if link.mailbox is not None:
+                self._poller.register(link.mailbox.bell, EDGE, partial(self._collect, link))
         if link.leaving:
             raise ReplicaLostError(f"{replica.id} is draining.")
         return link
@@ -206,12 +218,27 @@ class StreamTransport:
         except (FrameError, OSError) as error:
             self._lose(link, str(error))
         for call in answered:
-            self._arrivals += 1
-            call.arrival = self._arrivals
-            if call.forgotten:
-                self.release(call)
+            self._arrived(call)
         if link.events != READ:
             self._update_events(link)
+
+    def _collect(self, link: Link) -> None:
+        """Take the result that the bell of a mailbox announces."""
+        if self._links.get(link.replica_id) is not link:
+            return
+        try:
+            call = link.collect()
+        except FrameError as error:
+            self._lose(link, str(error))
+            return
+        if call is not None:
+            self._arrived(call)
+
+    def _arrived(self, call: StreamCall) -> None:
+        self._arrivals += 1
+        call.arrival = self._arrivals
+        if call.forgotten:
+            self.release(call)
 
     def _update_events(self, link: Link) -> None:
         events = READ | WRITE if link.writer.pending_bytes else READ
@@ -223,16 +250,26 @@ class StreamTransport:
         """The connection is over: so are its calls."""
         if self._links.get(link.replica_id) is not link:
             return
-        self._closed_sent += link.writer.sent_bytes
-        self._closed_received += link.reader.received_bytes
+        self._closed_sent += _sent_bytes(link)
+        self._closed_received += _received_bytes(link)
         del self._links[link.replica_id]
         self._poller.unregister(link.sock)
-        link.sock.close()
+        if link.mailbox is not None:
+            self._poller.unregister(link.mailbox.bell)
+        link.close()
         for call in link.calls.values():
             self._arrivals += 1
             call.arrival = self._arrivals
             call.error = ReplicaLostError(f"{link.replica_id} is lost: {reason}.")
         link.calls.clear()
+
+
+def _sent_bytes(link: Link) -> int:
+    return link.writer.sent_bytes + link.mailed_bytes
+
+
+def _received_bytes(link: Link) -> int:
+    return link.reader.received_bytes + link.collected_bytes
 
 
 def _arrival(call: Call) -> int:

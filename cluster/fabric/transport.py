@@ -14,30 +14,45 @@ Errors of a call (`Call.error`), never raised by `wait`:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from cluster.errors import FabricError
+from cluster.fabric.words import as_words
 from cluster.membership import Replica
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Batch:
     """The rows one group computes in one layer of one step.
 
     counts: int64 [E], rows per expert in order of the group's sorted expert ids of that layer.
     index: int64 [R], the token of each row, rows sorted by expert; R == counts.sum() >= 1.
     hidden: [T, H], the whole input of the layer; the rows are `hidden[index]`. Not changed until the call is done.
+    rows: gathers the rows, where the sender knows a better way than one by one; see `gathered`.
+    into: [R * H * item size] bytes where a transport may leave the results instead of handing out a tensor of its own;
+        nobody else writes there until the call is done or forgotten. `placed`: it did.
     """
 
     group: str
     layer: int
-    counts: Tensor
-    index: Tensor
+    counts: npt.NDArray[np.int64]
+    index: npt.NDArray[np.int64]
     hidden: Tensor
+    rows: Callable[[], memoryview] | None = None
+    into: memoryview | None = None
+    placed: bool = False
+
+    def gathered(self) -> memoryview:
+        """The bytes of the rows, [R, H] contiguous."""
+        if self.rows is not None:
+            return self.rows()
+        return as_words(self.hidden)[self.index].data.cast("B")
 
 
 class Call(Protocol):

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,11 +102,11 @@ def batch(
 ) -> Batch:
     """Random rows; a token is used by one row or several."""
     rows = sum(counts)
-    return Batch("experts-0", layer, torch.tensor(counts), torch.arange(rows) // 2, torch.randn(rows, hidden).to(dtype))
+    return Batch("experts-0", layer, np.array(counts), np.arange(rows) // 2, torch.randn(rows, hidden).to(dtype))
 
 
 def expected(sent: Batch) -> Tensor:
-    return times_expert(sent.layer, sent.counts, sent.hidden[sent.index])
+    return times_expert(sent.layer, torch.from_numpy(sent.counts), sent.hidden[sent.index])
 
 
 def finished(stream: StreamTransport, calls: Sequence[Call]) -> list[Call]:
@@ -177,7 +178,7 @@ class Wire:
         self.send(handshake.hello())
         while not handshake.done:
             self.send(handshake.answer(self.read()))
-        self.reader.limits, self.reader.digest8 = Limits(), DIGEST[:8]
+        self.reader.expect(Limits(), DIGEST[:8])
         return self
 
     def close(self) -> None:
@@ -207,7 +208,7 @@ def impostor(answer: Callable[[Wire, Frame], None], key: bytes = KEY) -> Iterato
             with suppress(OSError):
                 while not handshake.done:
                     wire.send(handshake.answer(wire.read()))
-                wire.reader.limits = Limits()
+                wire.reader.expect(Limits(), None)
                 while True:
                     answer(wire, wire.read())
             wire.close()

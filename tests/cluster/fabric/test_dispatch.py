@@ -93,7 +93,7 @@ def experts_of(group: str) -> range:
 
 def compute(batch: Batch) -> Tensor:
     factor = torch.tensor([expert + 1.0 for expert in experts_of(batch.group)])
-    return batch.hidden[batch.index] * factor.repeat_interleave(batch.counts).reshape(-1, 1)
+    return batch.hidden[batch.index] * factor.repeat_interleave(torch.from_numpy(batch.counts)).reshape(-1, 1)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
@@ -50,8 +51,8 @@ class ForgetfulReferences(small.MemoryReferences):
 
 def batch(tokens: int = 4) -> Batch:
     """Rows for the first group."""
-    counts = torch.tensor([1, 0, 2, 1])
-    return Batch("experts-0", small.LAYER, counts, torch.tensor([0, 3, 1, 0]), torch.randn(tokens, small.HIDDEN))
+    counts = np.array([1, 0, 2, 1])
+    return Batch("experts-0", small.LAYER, counts, np.array([0, 3, 1, 0]), torch.randn(tokens, small.HIDDEN))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -191,7 +192,7 @@ def test_rows_are_read_by_token_and_do_not_touch_the_store() -> None:
     store = small.MemoryReferences()
     hidden = torch.randn(5, 8)
     holding, description = publish(store, hidden)
-    index = torch.tensor([4, 0, 0, 2])
+    index = np.array([4, 0, 0, 2])
     rows = StoreCodec(store).load(request(description, index), torch.tensor([1, 3]))
     assert torch.equal(rows, hidden[index])
     rows.zero_()
@@ -213,7 +214,7 @@ def test_hidden_states_need_not_be_contiguous() -> None:
 def test_mutated_references_are_refused_and_nothing_else_happens(data: st.DataObject) -> None:
     store = small.MemoryReferences()
     _holding, description = publish(store, torch.randn(5, 8))
-    payload = bytearray(request(description, torch.tensor([4, 0, 2])))
+    payload = bytearray(request(description, np.array([4, 0, 2])))
     if data.draw(st.booleans()):
         payload = payload[: data.draw(st.integers(0, len(payload)))]
     for _ in range(data.draw(st.integers(0, 3))):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cluster.fabric.packing import LayerTable, RowBuffer, combine
+from cluster.fabric.packing import LayerTable, Results, SortedRows, combine
 
 
 @st.composite
@@ -69,14 +70,16 @@ def test_results_in_any_order_combine_to_what_the_naive_loop_gives_bit_for_bit(
     hidden = torch.randn(index.shape[0], 6, generator=generator).to(dtype)
     weight = torch.rand(index.shape, generator=generator).to(weight_dtype)
     packed = LayerTable(owner).pack(index)
-    buffer = RowBuffer()
-    buffer.start(index.numel(), 6, dtype)
+    sorted_rows, results = SortedRows(), Results()
+    sorted_rows.start(hidden, packed.token)
+    results.start(index.numel(), 6, dtype)
     for rows in reversed(packed.groups):
         held = torch.tensor([expert for expert, group in enumerate(owner) if group == rows.group])
         factor = (held + 1).repeat_interleave(torch.from_numpy(rows.counts)).reshape(-1, 1)
-        token = torch.from_numpy(packed.token[rows.start : rows.stop])
-        buffer.put(packed.order[rows.start : rows.stop], hidden[token] * factor)
-    output = combine(buffer.rows(), weight, dtype)
+        sent = torch.frombuffer(sorted_rows.run(rows.start, rows.stop), dtype=dtype).view(-1, 6)
+        assert torch.equal(sent, hidden[torch.from_numpy(packed.token[rows.start : rows.stop])])
+        results.put(rows.start, sent * factor)
+    output = combine(results.rows(packed.order), weight, dtype)
     assert output.dtype == dtype
     assert torch.equal(output, naive_moe(hidden, index, weight))
 
@@ -91,22 +94,32 @@ def test_combine_is_the_sum_rule_of_grouped_mm(dtype: torch.dtype, weight_dtype:
 
 
 def test_the_buffer_is_used_again_by_the_next_layer_whatever_its_size_and_dtype() -> None:
-    buffer = RowBuffer()
+    results = Results()
     for size, dtype in ((4, torch.float32), (2, torch.bfloat16), (9, torch.float16), (0, torch.float32)):
         rows = torch.randn(size, 3).to(dtype)
-        buffer.start(size, 3, dtype)
-        buffer.put(torch.arange(size).numpy(), rows)
-        assert torch.equal(buffer.rows(), rows)
+        order = np.random.default_rng(size).permutation(size)
+        results.start(size, 3, dtype)
+        results.put(0, rows[torch.from_numpy(order)])
+        assert torch.equal(results.rows(order), rows)
+
+
+def test_results_may_be_filled_in_place() -> None:
+    results = Results()
+    results.start(3, 2, torch.float32)
+    results.run(1, 3)[:] = torch.tensor([[3.0, 4.0], [5.0, 6.0]]).numpy().tobytes()
+    results.put(0, torch.tensor([[1.0, 2.0]]))
+    assert results.rows(np.array([2, 0, 1])).tolist() == [[3.0, 4.0], [5.0, 6.0], [1.0, 2.0]]
 
 
 def test_a_result_written_outside_inference_mode_can_be_combined_inside_and_the_other_way_round() -> None:
-    buffer = RowBuffer()
+    results = Results()
     with torch.inference_mode():
-        buffer.start(2, 3, torch.float32)
-    buffer.put(torch.arange(2).numpy(), torch.ones(2, 3))
+        results.start(2, 3, torch.float32)
+    results.put(0, torch.ones(2, 3))
+    order = np.arange(2)
     with torch.inference_mode():
-        combine(buffer.rows(), torch.ones(1, 2), torch.float32)
-    assert combine(buffer.rows(), torch.ones(1, 2), torch.float32).tolist() == [[2.0, 2.0, 2.0]]
+        combine(results.rows(order), torch.ones(1, 2), torch.float32)
+    assert combine(results.rows(order), torch.ones(1, 2), torch.float32).tolist() == [[2.0, 2.0, 2.0]]
 
 
 def test_more_experts_than_a_short_integer_counts() -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -50,7 +51,7 @@ def rows_frame(sequence: int, rows: Tensor, *, counts: tuple[int, ...] | None = 
         digest8=DIGEST8,
         layer=layer,
         deadline_ms=60_000,
-        counts=torch.tensor(counts),
+        counts=np.array(counts),
         body=rows,
     )
     return b"".join(bytes(buffer) for buffer in buffers)
@@ -311,7 +312,7 @@ def reference(sequence: int, payload: bytes) -> list[bytes | memoryview]:
         hidden=HIDDEN,
         dtype=torch.float32,
         deadline_ms=60_000,
-        counts=torch.tensor([1, 0, 1]),
+        counts=np.array([1, 0, 1]),
         body=payload,
     )
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -265,7 +266,7 @@ def send_reference(stream: StreamTransport, replica: Replica) -> StreamCall:
     return stream.send_reference(
         replica,
         layer=0,
-        counts=torch.tensor([2, 0, 1]),
+        counts=np.array([2, 0, 1]),
         rows=3,
         hidden=HIDDEN,
         dtype=torch.float32,
