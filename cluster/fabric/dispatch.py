@@ -109,10 +109,18 @@ class Dispatcher:
         self._view = view
         self._news.set()
 
-    def scatter_gather(self, layer: int, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    def scatter_gather(
+        self,
+        layer: int,
+        hidden: Tensor,
+        index: Tensor,
+        weight: Tensor,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Tensor:
         """The output of the routed experts of `layer`: [T, H] in the dtype and on the device of `hidden` [T, H].
 
         index: integers [T, K], the experts of each token. weight: [T, K], in the dtype in which to weight.
+        meanwhile: work of the caller's own that needs no result, done while the rows are away.
 
         Raises:
             ExpertsUnavailableError: a group had no usable replica for `wait_s`; names the group and the reasons.
@@ -123,7 +131,7 @@ class Dispatcher:
         scatter = Scatter(self._environment, layer, hidden.cpu(), packed, self._buffers, turn=self._scatters)
         start_s = self._clock()
         try:
-            scatter.run()
+            scatter.run(meanwhile)
         finally:
             self._scatters += 1
             self._resends += scatter.resends

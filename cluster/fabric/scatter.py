@@ -113,8 +113,8 @@ class Scatter:
         self._stranded: list[_Part] = []
         self._missing = {rows.group: rows.stop - rows.start for rows in packed.groups}
 
-    def run(self) -> None:
-        """Fill the results of all rows.
+    def run(self, meanwhile: Callable[[], None] | None = None) -> None:
+        """Fill the results of all rows. `meanwhile` is called once, when they are on their way.
 
         Raises:
             ExpertsUnavailableError, EngineError: see `Dispatcher.scatter_gather`.
@@ -125,6 +125,8 @@ class Scatter:
         try:
             for group, start, stop, counts in self._packed.groups:
                 self._place(_Part(group, start, stop, counts))
+            if meanwhile is not None:
+                meanwhile()
             while self._open or self._stranded:
                 self._gather()
                 if self._stranded:
