@@ -193,6 +193,7 @@ class RouterSpec(Spec):
     max_batch_tokens: tokens of one step, prefill chunks included. max_sequences: sequences in one step.
     kv_tokens: tokens the KV pool of one router holds, in pages of 16: what does not fill one would be promised in vain.
     max_queued_requests: waiting beyond that is answered 429.
+    chunks_per_s: messages of tokens one router sends a second, shared by its streams: more streams, more tokens in each.
     batch_invariant: a row's result does not depend on what else is in the batch, bit for bit, at a cost in speed.
     """
 
@@ -201,6 +202,7 @@ class RouterSpec(Spec):
     max_sequences: Positive = 64
     kv_tokens: int = Field(default=32768, ge=16, multiple_of=16, strict=True)
     max_queued_requests: Positive = 256
+    chunks_per_s: Positive = 250
     batch_invariant: bool = False
     resources: ResourceSpec = ResourceSpec()
 

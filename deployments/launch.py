@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import os
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 POLL_S = 0.25
 SERVE_STOP_S = 30.0
 LEFTOVER_STOP_S = 5.0
+SERVE_ENV = Path(__file__).with_name("serve.env")
 
 
 def main(arguments: list[str]) -> int:
@@ -87,6 +89,7 @@ def _run(derived: Path, port: int, file: ConfigFile) -> int:
         command,
         start_new_session=True,
         cwd=project_root(),
+        env={**serve_environment(), **os.environ},
         preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGINT),
     )
     watch = StartWatch(f"http://127.0.0.1:{port}", file)
@@ -103,6 +106,12 @@ def _run(derived: Path, port: int, file: ConfigFile) -> int:
         _end_leftovers()
     print("Stopped; nothing is left running.", flush=True)
     return 0 if process.returncode in (0, -signal.SIGINT) and not failed.is_set() else 1
+
+
+def serve_environment() -> dict[str, str]:
+    """The variables of `serve.env`; those that are set already go before them."""
+    lines = (line.strip() for line in SERVE_ENV.read_text().splitlines())
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
 def _announce(watch: StartWatch, stop: threading.Event, failed: threading.Event) -> None:

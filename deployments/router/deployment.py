@@ -18,6 +18,7 @@ from deployments.directory_client import RouterLink
 from deployments.generation import GenerationRequest, TokenChunk
 from deployments.node import device_of, node_id
 from deployments.router.outbox import generate
+from deployments.router.pace import Pace
 from deployments.serve_logging import log_through_serve
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Router:
         router_id = serve.get_replica_context().replica_id.unique_id
         self._local = args.experts.transport == "local"
         self._meter = LoadMeter(router_id)
+        self._pace = Pace(args.router.chunks_per_s)
         groups = () if self._local else args.experts.group_names
         self._link = RouterLink(directory, groups, on_view=self._on_view, stats=self._stats)
         self._runtime = await asyncio.to_thread(
@@ -60,8 +62,8 @@ class Router:
         self._link.start()
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
-        """Chunks as they come, several tokens in one when the consumer lags; closing the stream cancels the request."""
-        async for chunk in generate(self._runtime.engine, request):
+        """Chunks at the router's pace, several tokens in one among many; closing the stream cancels the request."""
+        async for chunk in generate(self._runtime.engine, request, self._pace):
             yield chunk
 
     def check_health(self) -> None:

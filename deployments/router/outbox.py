@@ -1,4 +1,4 @@
-"""The way of chunks from the engine's thread to one asyncio consumer, merging what the consumer is late to take.
+"""The way of chunks from the engine's thread to one asyncio consumer, merging what comes before its next message.
 
 Knows no queue length: what waits is at most one chunk per choice, and a request's tokens are bounded. Knows no HTTP.
 """
@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from deployments.generation import GenerationRequest, TokenChunk
+from deployments.router.pace import Pace
 
 
 class EngineLike(Protocol):
@@ -28,11 +29,17 @@ class EngineLike(Protocol):
 class Outbox:
     """Chunks of one request with `choices` choices. Called with items from any thread; iterated on the loop's thread.
 
+    pace: how long after the chunks taken last the next ones may be, None for no limit. The first chunk, the last one of
+    a choice and an error never wait.
+
     The iteration ends when every choice has a finish reason, or raises the exception put last, after the chunks that
     came before it. Cancelling a waiting `__anext__` loses nothing.
     """
 
-    def __init__(self, choices: int) -> None:
+    def __init__(self, choices: int, pace: Pace | None = None) -> None:
+        self._pace = pace
+        self._not_before_s = 0.0
+        self._pausing = False
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._lock = threading.Lock()
@@ -43,10 +50,12 @@ class Outbox:
     def __call__(self, item: TokenChunk | Exception) -> None:
         """Put an item; never blocks."""
         with self._lock:
-            wake = not self._pending and self._error is None
+            wake = not self._pending and self._error is None and not self._pausing
             if isinstance(item, Exception):
                 self._error = item
+                wake = True
             else:
+                wake = wake or item.finish_reason is not None
                 earlier = self._pending.get(item.choice)
                 self._pending[item.choice] = item if earlier is None else merge(earlier, item)
         if wake:
@@ -67,20 +76,35 @@ class Outbox:
             chunk = self._take()
             if chunk is not None:
                 return chunk
-            await self._arrived.wait()
+            alarm = self._loop.call_at(self._not_before_s, self._arrived.set) if self._pausing else None
+            try:
+                await self._arrived.wait()
+            finally:
+                if alarm is not None:
+                    alarm.cancel()
         raise StopAsyncIteration
 
     def _take(self) -> TokenChunk | None:
+        """A chunk that may go now; None where the consumer has to wait for `_arrived`."""
         with self._lock:
-            if self._pending:
+            self._pausing = self._loop.time() < self._not_before_s and not self._urgent
+            if self._pending and not self._pausing:
                 chunk = self._pending.pop(next(iter(self._pending)))
                 self._open -= chunk.finish_reason is not None
+                if self._pace is not None and not self._pending:
+                    self._not_before_s = self._loop.time() + self._pace.interval_s
                 return chunk
             self._arrived.clear()
+            if self._pausing:
+                return None
             if self._error is not None:
                 self._open = 0
                 raise self._error
             return None
+
+    @property
+    def _urgent(self) -> bool:
+        return self._error is not None or any(chunk.finish_reason for chunk in self._pending.values())
 
 
 def merge(first: TokenChunk, second: TokenChunk) -> TokenChunk:
@@ -91,17 +115,23 @@ def merge(first: TokenChunk, second: TokenChunk) -> TokenChunk:
     return replace(first, tokens=first.tokens + second.tokens, logprobs=logprobs, finish_reason=second.finish_reason)
 
 
-async def generate(engine: EngineLike, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
-    """Chunks of a request as they come; closing or cancelling the iteration cancels the request.
+async def generate(
+    engine: EngineLike, request: GenerationRequest, pace: Pace | None = None
+) -> AsyncIterator[TokenChunk]:
+    """Chunks of a request as `pace` lets them go; closing or cancelling the iteration cancels the request.
 
     Raises:
         ExpertScaleError: what `Engine.submit` raises, or what the engine ends the request with.
     """
-    outbox = Outbox(request.sampling.n)
+    outbox = Outbox(request.sampling.n, pace)
     engine.submit(request, outbox)
+    if pace is not None:
+        pace.enter()
     try:
         async for chunk in outbox:
             yield chunk
     finally:
+        if pace is not None:
+            pace.leave()
         if not outbox.ended:
             engine.cancel(request.request_id)

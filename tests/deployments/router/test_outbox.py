@@ -12,6 +12,7 @@ import pytest
 from cluster.errors import DeadlineError, OverloadedError
 from deployments.generation import GenerationRequest, TokenChunk, TokenLogprob
 from deployments.router.outbox import Outbox, generate, merge
+from deployments.router.pace import SHORTEST_S, Pace
 from tests.deployments.router.fake_backbone import make_request
 
 
@@ -111,6 +112,70 @@ def test_nothing_is_lost_between_threads() -> None:
         assert [t for c in chunks if c.choice == choice for t in c.tokens] == list(range(count))
 
 
+class Slow(Pace):
+    """One message of a stream in so many seconds that a test which waited for the next one would fail."""
+
+    @property
+    def interval_s(self) -> float:
+        return 3600.0
+
+
+def test_the_first_and_the_last_chunk_of_a_paced_stream_go_at_once_and_those_between_together() -> None:
+    async def scenario() -> list[TokenChunk]:
+        outbox = Outbox(1, Slow(1))
+        outbox(chunk(1))
+        taken = [await anext(outbox)]
+        waiting = asyncio.ensure_future(anext(outbox))
+        for token in (2, 3):
+            await asyncio.sleep(0)
+            outbox(chunk(token))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        outbox(last(4))
+        return [*taken, await asyncio.wait_for(waiting, 5)]
+
+    assert asyncio.run(scenario()) == [chunk(1), TokenChunk(0, (2, 3, 4), None, "stop")]
+
+
+def test_an_error_does_not_wait_for_the_pace() -> None:
+    async def scenario() -> None:
+        outbox = Outbox(1, Slow(1))
+        outbox(chunk(1))
+        await anext(outbox)
+        waiting = asyncio.ensure_future(anext(outbox))
+        await asyncio.sleep(0)
+        outbox(DeadlineError("late"))
+        with pytest.raises(DeadlineError):
+            await asyncio.wait_for(waiting, 5)
+
+    asyncio.run(scenario())
+
+
+def test_all_choices_of_a_paced_stream_go_in_the_same_burst() -> None:
+    async def scenario() -> list[TokenChunk]:
+        outbox = Outbox(2, Slow(1))
+        outbox(chunk(1, 0))
+        outbox(chunk(7, 1))
+        return [await asyncio.wait_for(anext(outbox), 5) for _ in range(2)]
+
+    assert asyncio.run(scenario()) == [chunk(1, 0), chunk(7, 1)]
+
+
+def test_a_paced_stream_goes_on_when_its_time_has_come() -> None:
+    async def scenario() -> tuple[list[TokenChunk], float]:
+        outbox = Outbox(1, Pace(1000))
+        outbox(chunk(1))
+        taken = [await anext(outbox)]
+        started = asyncio.get_running_loop().time()
+        outbox(chunk(2))
+        taken.append(await asyncio.wait_for(anext(outbox), 5))
+        return taken, asyncio.get_running_loop().time() - started
+
+    taken, waited_s = asyncio.run(scenario())
+    assert taken == [chunk(1), chunk(2)]
+    assert waited_s > SHORTEST_S / 2
+
+
 def test_an_item_for_a_closed_loop_is_dropped_quietly() -> None:
     async def scenario() -> Outbox:
         return Outbox(1)
@@ -161,6 +226,21 @@ def test_a_consumer_that_leaves_cancels_the_request() -> None:
     asyncio.run(leave_early())
     asyncio.run(cancelled_while_waiting())
     assert engine.cancelled == ["early", "waiting"]
+
+
+def test_streams_count_for_the_pace_while_they_are_open() -> None:
+    pace = Pace(chunks_per_s=10)
+
+    async def scenario() -> list[float]:
+        engine = ScriptedEngine(chunk(1))
+        async with aclosing(generate(engine, make_request([1], "a"), pace)) as first:
+            await anext(first)
+            async with aclosing(generate(engine, make_request([1], "b"), pace)) as second:
+                await anext(second)
+                both = pace.interval_s
+            return [both, pace.interval_s]
+
+    assert asyncio.run(scenario()) == [0.2, 0.1]
 
 
 def test_errors_of_the_engine_reach_the_consumer() -> None:
