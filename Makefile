@@ -1,4 +1,4 @@
-# Everything a newcomer types: setup, serve, test, check. Nothing else needs to be installed but Python 3.11 and make.
+# Everything a newcomer types: setup, serve, test, bench, check. Nothing else needs to be installed but Python 3.11 and make.
 
 PYTHON ?= python3.11
 PORT ?= 8000
@@ -14,7 +14,7 @@ export $(shell sed -n 's/^\([A-Z_]*\)=.*/\1/p' threads.env)
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup serve test check format
+.PHONY: setup serve test bench bench-smoke check format
 
 setup: $(VENV)/.done
 
@@ -27,6 +27,13 @@ serve: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Under 12 minutes; progress on the terminal, then a table, then one line of JSON. SIDES=fabric,growth runs a part.
+bench: setup
+	@$(BIN)/python -m infra.bench $(if $(SIDES),--only $(SIDES))
+
+bench-smoke: setup
+	@$(BIN)/python -m infra.bench --smoke
 
 check: setup
 	$(BIN)/ruff check .

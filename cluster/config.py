@@ -193,7 +193,7 @@ class RouterSpec(Spec):
     max_batch_tokens: tokens of one step, prefill chunks included. max_sequences: sequences in one step.
     kv_tokens: tokens the KV pool of one router holds, in pages of 16: what does not fill one would be promised in vain.
     max_queued_requests: waiting beyond that is answered 429.
-    chunks_per_s: messages of tokens one router sends a second, shared by its streams: more streams, more tokens in each.
+    chunks_per_s: messages of tokens one router sends a second, shared by its streams: the more, the larger.
     batch_invariant: a row's result does not depend on what else is in the batch, bit for bit, at a cost in speed.
     """
 
