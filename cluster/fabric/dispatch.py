@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from cluster.fabric.auto import transport_bytes
 from cluster.fabric.packing import LayerTable, Packed, combine
 from cluster.fabric.peers import Peers
 from cluster.fabric.scatter import Buffers, Environment, News, Scatter
+from cluster.fabric.staging import staging_for
 from cluster.fabric.transport import Transport
 from cluster.membership import Epoch, View
 from cluster.placement import Placement
@@ -86,7 +88,6 @@ class Dispatcher:
         self._tables = {layer: LayerTable(owner) for layer, owner in placement.owner.items()}
         self._transport = transport
         self._peers = Peers()
-        self._buffers = Buffers()
         self._news: News = news or threading.Event()
         self._clock = clock
         self._environment = Environment(
@@ -100,6 +101,7 @@ class Dispatcher:
             news=self._news,
             refresh=self._refresh,
         )
+        self._use(torch.device("cpu"))
         self._traffic = {name: GroupTraffic() for name in self._names}
         self._scatters = self._resends = 0
         self._view = View(Epoch("", 0))
@@ -126,9 +128,12 @@ class Dispatcher:
             ExpertsUnavailableError: a group had no usable replica for `wait_s`; names the group and the reasons.
             EngineError: a replica and then another, or the same again, failed to compute their rows.
         """
-        packed = self._tables[layer].pack(index.cpu())
+        if hidden.device != self._device:
+            self._use(hidden.device)
+        host_hidden, host_index = self._staging.leave(hidden, index)
+        packed = self._tables[layer].pack(host_index)
         self._refresh()
-        scatter = Scatter(self._environment, layer, hidden.cpu(), packed, self._buffers, turn=self._scatters)
+        scatter = Scatter(self._environment, layer, host_hidden, packed, self._buffers, turn=self._scatters)
         start_s = self._clock()
         try:
             scatter.run(meanwhile)
@@ -136,7 +141,7 @@ class Dispatcher:
             self._scatters += 1
             self._resends += scatter.resends
         self._count(packed, scatter.answered, start_s)
-        return combine(self._buffers.results.rows(packed.order).to(hidden.device), weight, hidden.dtype)
+        return combine(self._staging.arrive(self._buffers.results.rows(packed.order)), weight, hidden.dtype)
 
     def stats(self) -> DispatchStats:
         """A copy, plain data."""
@@ -150,6 +155,12 @@ class Dispatcher:
             },
             transport_bytes=transport_bytes(self._transport),
         )
+
+    def _use(self, device: torch.device) -> None:
+        """Rows come from `device` from now on."""
+        self._device = device
+        self._staging = staging_for(device)
+        self._buffers = Buffers(self._staging.memory)
 
     def _refresh(self) -> None:
         if self._peers.adopt(self._view):

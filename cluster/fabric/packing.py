@@ -13,7 +13,7 @@ Dimension letters: T tokens, K experts per token, E experts, H hidden, R rows (R
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,7 +83,9 @@ class LayerTable:
 class _Memory:
     """A matrix that is kept from one layer to the next: fresh pages for every layer would cost more than the copies."""
 
-    def __init__(self) -> None:
+    def __init__(self, allocate: Callable[[int], Tensor] | None = None) -> None:
+        """allocate: uint8 [size_bytes]; by default plain memory."""
+        self._allocate = allocate or plain_bytes
         self._bytes = np.empty(0, dtype=np.uint8)
         self._shape: tuple[int, int, torch.dtype] = (0, 1, torch.float32)
         self.words: Words = self._bytes.reshape(0, 1)
@@ -95,7 +97,7 @@ class _Memory:
             return
         size = rows * hidden * dtype.itemsize
         if self._bytes.nbytes < size:
-            self._bytes = np.empty(size, dtype=np.uint8)
+            self._bytes = self._allocate(size).numpy()
         self.words = self._bytes[:size].view(word_type(dtype)).reshape(rows, hidden)
         self.bytes = self._bytes[:size].data
         self._shape = (rows, hidden, dtype)
@@ -127,11 +129,14 @@ class SortedRows:
 
 
 class Results:
-    """Results of all rows, [R, H], filled run by run in sorted order, read in (token, expert) order."""
+    """Results of all rows, [R, H], filled run by run in sorted order, read in (token, expert) order.
 
-    def __init__(self) -> None:
+    memory: uint8 [size_bytes] of which `rows` is made; by default plain memory.
+    """
+
+    def __init__(self, memory: Callable[[int], Tensor] | None = None) -> None:
         self._sorted = _Memory()
-        self._restored = _Memory()
+        self._restored = _Memory(memory)
         self._dtype = torch.float32
         self._width = 0
 
@@ -160,6 +165,11 @@ class Results:
         self._sorted.words.take(place, axis=0, out=self._restored.words, mode="clip")
         rows = torch.from_numpy(self._restored.words)
         return rows if rows.dtype == self._dtype else rows.view(self._dtype)
+
+
+def plain_bytes(size_bytes: int) -> Tensor:
+    """uint8 [size_bytes] of the CPU."""
+    return torch.empty(size_bytes, dtype=torch.uint8)
 
 
 def combine(rows: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -40,11 +40,14 @@ class News(Protocol):
 
 
 class Buffers:
-    """Memory of one dispatcher, used again by every layer: the rows on their way out, and their results."""
+    """Memory of one dispatcher, used again by every layer: the rows on their way out, and their results.
 
-    def __init__(self) -> None:
+    memory: where results are handed out from, see `staging`.
+    """
+
+    def __init__(self, memory: Callable[[int], Tensor]) -> None:
         self.rows = SortedRows()
-        self.results = Results()
+        self.results = Results(memory)
 
 
 @dataclass(frozen=True)

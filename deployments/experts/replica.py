@@ -16,6 +16,7 @@ from torch import Tensor
 from cluster.blueprint import Blueprint
 from cluster.config import ExpertsSpec
 from cluster.fabric.server import ExpertServer, ServedGroup
+from cluster.fabric.staging import staging_for
 from cluster.fabric.transport import ReferenceCodec
 from cluster.membership import Address, Replica, State
 from cluster.threads import require_one_thread
@@ -51,6 +52,7 @@ class ExpertReplica:
     ) -> None:
         self.group = spec.group_names[index]
         self._device = torch.device(device)
+        self._staging = staging_for(self._device)
         self._batch_invariant = batch_invariant
         if batch_invariant:
             require_one_thread(self._device)
@@ -99,8 +101,13 @@ class ExpertReplica:
         return Replica(**{**vars(self._record), "state": state})
 
     def compute(self, layer: int, counts: Tensor, rows: Tensor) -> Tensor:
-        """The experts of `layer` on rows [R, H] sorted by expert; counts: int64 [E], rows of each. Unweighted."""
-        return expert_ffn(self.weights.layers[layer], rows, counts, batch_invariant=self._batch_invariant)
+        """The experts of `layer` on rows [R, H] sorted by expert; counts: int64 [E], rows of each. Unweighted.
+
+        Rows and results are on the CPU, in the same dtype.
+        """
+        rows = self._staging.arrive(rows)
+        output = expert_ffn(self.weights.layers[layer], rows, counts, batch_invariant=self._batch_invariant)
+        return self._staging.leave(output)[0]
 
     def drain(self, timeout_s: float) -> None:
         """Tell routers to go elsewhere, finish what has arrived, flush. Idempotent."""
