@@ -147,7 +147,7 @@ class ExpertsSpec(Spec):
     replicas: Replicas = 1
     wait_s: PositiveSeconds = 30
     timeout_s: PositiveSeconds = 10
-    auto_threshold_bytes: Positive = 1 << 20
+    auto_threshold_bytes: Positive = 32 << 20
     max_replicas_hard: Positive = 8
     emulate: EmulateSpec | None = None
     host: str = Field(default="127.0.0.1", min_length=1)

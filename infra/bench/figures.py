@@ -15,7 +15,7 @@ class Figure:
     """`value` of `what`, beside `against` measured in the same run.
 
     side: the benchmark. case: model and sizes. unit: of value and reference. ratio: value / reference.
-    spread: of the value's samples, see `Samples.spread`.
+    spread, reference_spread: of the samples of each, see `Samples.spread`.
     target: what the ratio is to reach; `at_most` says from which side. None where nothing was promised.
     """
 
@@ -29,6 +29,7 @@ class Figure:
     spread: float = 0.0
     target: float | None = None
     at_most: bool = True
+    reference_spread: float = 0.0
 
     @property
     def ratio(self) -> float | None:
@@ -57,13 +58,23 @@ def compared(
 ) -> Figure:
     """The figure of two sides that were measured in turn."""
     return Figure(
-        side, case, what, value.median, unit, against, reference.median, value.spread, target=target, at_most=at_most
+        side,
+        case,
+        what,
+        value.median,
+        unit,
+        against,
+        reference.median,
+        value.spread,
+        target,
+        at_most,
+        reference.spread,
     )
 
 
 def table(figures: Sequence[Figure]) -> str:
     """Aligned columns, one line a figure."""
-    head = ("side", "case", "what", "measured", "±", "against", "reference", "ratio", "target", "")
+    head = ("side", "case", "what", "measured", "±", "against", "reference", "±", "ratio", "target", "")
     rows = [head, *(_cells(figure) for figure in figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return "\n".join(
@@ -87,6 +98,7 @@ def _cells(figure: Figure) -> tuple[str, ...]:
         f"{figure.spread:.0%}" if figure.spread else "",
         figure.against,
         "" if figure.reference is None else f"{_number(figure.reference)} {figure.unit}",
+        f"{figure.reference_spread:.0%}" if figure.reference_spread else "",
         "" if figure.ratio is None else _number(figure.ratio),
         "" if figure.target is None else f"{sign} {figure.target:g}",
         {None: "", True: "met", False: "MISSED"}[figure.met],

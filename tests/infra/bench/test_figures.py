@@ -33,11 +33,12 @@ def test_nothing_promised_is_neither_met_nor_missed() -> None:
     assert replace(BARE, target=1.0).met is None
 
 
-def test_two_sides_are_compared_by_their_medians_with_the_spread_of_the_value() -> None:
+def test_two_sides_are_compared_by_their_medians_with_their_spreads() -> None:
     figure = compared(
         "s", "c", "w", Samples((1.0, 2.0, 9.0)), "a", Samples((4.0, 4.0, 5.0)), unit="ms", target=0.4, at_most=False
     )
-    assert figure == Figure("s", "c", "w", 2.0, "ms", "a", 4.0, Samples((1.0, 2.0, 9.0)).spread, 0.4, at_most=False)
+    spreads = Samples((1.0, 2.0, 9.0)).spread, Samples((4.0, 4.0, 5.0)).spread
+    assert figure == Figure("s", "c", "w", 2.0, "ms", "a", 4.0, spreads[0], 0.4, False, spreads[1])
     assert figure.met
 
 
