@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from torch import Tensor
+
 from cluster.errors import FrameError, HandshakeError
 from cluster.fabric.frame_io import FrameReader, FrameWriter
 from cluster.fabric.frames import HANDSHAKE_LIMITS, Buffer, Frame, HeaderCheck, Kind, Limits, Status, encode
@@ -116,8 +118,8 @@ class Connections:
         """Let another thread end `poll` early by writing to the other end of `waker`."""
         self._poller.register(waker, READ, partial(waker.recv, 4096))
 
-    def poll(self, timeout_s: float | None) -> None:
-        """Read and write what is possible now, waiting at most `timeout_s` for something to be."""
+    def poll(self, timeout_s: float | None) -> float:
+        """Read and write what is possible now, waiting at most `timeout_s` for something to be; returns the time."""
         timeout_s = self._tick_s if timeout_s is None else min(timeout_s, self._tick_s)
         for target, events in self._poller.poll(timeout_s):
             if isinstance(target, Connection):
@@ -128,6 +130,7 @@ class Connections:
         if now >= self._next_tick_s:
             self._next_tick_s = now + self._tick_s
             self._close_overdue(now)
+        return now
 
     def send(self, connection: Connection, buffers: list[Buffer]) -> None:
         """Send one frame, or queue what the socket does not take; a connection that cannot be sent to is closed."""
@@ -146,14 +149,14 @@ class Connections:
         elif connection.writer.pending_bytes or connection.events != READ:
             self.update_events(connection)
 
-    def answer(self, connection: Connection, buffers: list[Buffer]) -> None:
+    def answer(self, connection: Connection, request: Frame, output: Tensor, queue_rows: int, compute_us: int) -> None:
         """Put the result of a request that came by mailbox there, too."""
-        if connection.mailbox is None or not connection.open:
+        mailbox = connection.mailbox
+        if mailbox is None or not connection.open:
             return
-        header, payload = buffers
         connection.mailed = False
-        connection.mailbox.result.write(header, 0, payload)
-        connection.mailbox.ring()
+        mailbox.result.write_result(request, output, self.digest8, queue_rows, compute_us)
+        mailbox.ring()
         if connection.events != READ:
             self.update_events(connection)
 
@@ -183,6 +186,7 @@ class Connections:
         if connection.mailbox is not None:
             self._poller.unregister(connection.mailbox.bell)
             connection.mailbox.close()
+            connection.mailbox = None
         self._strangers.pop(connection, None)
         if connection in self.routers:
             self.routers.discard(connection)
@@ -302,10 +306,8 @@ class Connections:
         try:
             if connection.mailed:
                 raise FrameError("a second request in a mailbox before the first was answered.")
-            frame, payload = mailbox.request.read(self._mail_check)
-            frame.counts = mailbox.request.counts(frame)
-            frame.tensor = mailbox.request.tensor(frame, payload)
-            frame.placed = connection.mailed = True
+            frame = mailbox.request.read(self._mail_check).frame
+            connection.mailed = True
             self._on_frame(connection, frame)
         except FrameError as error:
             self.fail(connection, str(error))

@@ -106,10 +106,10 @@ class Device(Generic[Owner]):
             return done
         if not self._waiting:
             return []
-        layer = next(iter(self._waiting))
-        jobs = self._waiting.pop(layer)
+        layer, jobs = next(iter(self._waiting.items()))
+        del self._waiting[layer]
         self.queue_rows -= _rows_of(jobs)
-        batch = [job for job in jobs if self._load(job, now)]
+        batch = [job for job in jobs if (job.rows is not None and now <= job.late_at) or self._load(job, now)]
         if batch:
             self._run(layer, batch)
             if self._rows_per_s is not None:
@@ -145,11 +145,14 @@ class Device(Generic[Owner]):
         start = time.perf_counter()
         try:
             output = self._compute(layer, counts, rows)
-            if output.shape != rows.shape or output.dtype != rows.dtype:
+            if output.shape != rows.shape or output.dtype is not rows.dtype:
                 raise ValueError(f"the experts returned {tuple(output.shape)} for {tuple(rows.shape)} rows.")
-            parts = split(output.contiguous(), order, [job.frame.rows for job in batch])
-            for job, part in zip(batch, parts, strict=True):
-                job.output = part
+            if order is None:
+                batch[0].output = output.contiguous()
+            else:
+                parts = split(output.contiguous(), order, [job.frame.rows for job in batch])
+                for job, part in zip(batch, parts, strict=True):
+                    job.output = part
         except Exception as error:
             message = sentence(error)
             for job in batch:

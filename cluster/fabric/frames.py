@@ -28,6 +28,8 @@ _LEAD = struct.Struct("<5sBBB8s")
 _FIELDS = struct.Struct("<QHIIIIIIQ")
 HEADER = struct.Struct("<5sBBB8sQHIIIIIIQ")
 """The lead (magic and wire version, kind, dtype, status, digest) and the numbers behind it."""
+WHOLE = struct.Struct("<16sQHIIIIIIQ")
+"""The same bytes, the lead in one piece: it need not be looked into where it is a known one."""
 HEADER_BYTES = HEADER.size
 LEAD_BYTES = _LEAD.size
 STAGING_BYTES = 64 << 10
@@ -71,6 +73,8 @@ class Status(IntEnum):
 
 _KINDS: dict[int, Kind] = {kind.value: kind for kind in Kind}
 _CODES: dict[torch.dtype | None, int] = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Those of rows."""
 _DTYPES: dict[int, tuple[torch.dtype | None, int]] = {
     code: (dtype, dtype.itemsize if dtype else 0) for dtype, code in _CODES.items()
 }
@@ -164,7 +168,7 @@ def encode(
         payload = body
     size = len(payload)
     try:
-        header = _lead(kind, dtype, status, digest8) + _FIELDS.pack(
+        header = lead(kind, dtype, status, digest8) + _FIELDS.pack(
             sequence,
             layer,
             rows,
@@ -183,7 +187,8 @@ def encode(
 
 
 @lru_cache(maxsize=256)
-def _lead(kind: Kind, dtype: torch.dtype | None, status: int, digest8: bytes) -> bytes:
+def lead(kind: Kind, dtype: torch.dtype | None, status: int, digest8: bytes) -> bytes:
+    """The first `LEAD_BYTES` of a header. Raises KeyError for a dtype, struct.error for a status without a code."""
     return _LEAD.pack(_PREFIX, kind, _CODES[dtype], status, digest8)
 
 
@@ -212,12 +217,12 @@ class HeaderCheck:
         Raises:
             FrameError: the first field that is out of bounds.
         """
-        lead = bytes(data[start : start + LEAD_BYTES])
-        known = self._leads.get(lead)
+        front = bytes(data[start : start + LEAD_BYTES])
+        known = self._leads.get(front)
         if known is None:
-            known = _check_lead(lead, self._limits, self._digest8)
+            known = _check_lead(front, self._limits, self._digest8)
             if len(self._leads) < _LEADS:
-                self._leads[lead] = known
+                self._leads[front] = known
         kind, status, dtype, item_bytes, holds_rows, size_limit = known
         numbers = _FIELDS.unpack_from(data, start + LEAD_BYTES)
         sequence, layer, rows, hidden, deadline_ms, queue_rows, compute_us, n, size = numbers
@@ -244,8 +249,8 @@ _Lead = tuple[Kind, int, torch.dtype | None, int, bool, int]
 """kind, status, dtype, its bytes, whether a tensor follows, most payload bytes."""
 
 
-def _check_lead(lead: bytes, limits: Limits, digest8: bytes | None) -> _Lead:
-    prefix, code, dtype_code, status, digest = _LEAD.unpack(lead)
+def _check_lead(front: bytes, limits: Limits, digest8: bytes | None) -> _Lead:
+    prefix, code, dtype_code, status, digest = _LEAD.unpack(front)
     if prefix != _PREFIX:
         if prefix[:4] != MAGIC:
             raise FrameError("these bytes are no frame of this cluster.")

@@ -19,6 +19,7 @@ from torch import Tensor
 from cluster.errors import FabricError, FrameError, HandshakeError, ReplicaLostError
 from cluster.fabric.frame_io import FrameReader, FrameWriter
 from cluster.fabric.frames import (
+    DTYPES,
     HANDSHAKE_LIMITS,
     HEADER_BYTES,
     Buffer,
@@ -27,8 +28,8 @@ from cluster.fabric.frames import (
     Kind,
     Limits,
     Status,
-    allocate,
     encode,
+    lead,
 )
 from cluster.fabric.handshake import NONCE_BYTES, Identity, RouterHandshake
 from cluster.fabric.mailbox import FILES, Mailbox
@@ -41,19 +42,22 @@ class StreamCall:
     """One batch on its way; see `transport.Call`.
 
     kind: ROWS or REFERENCE. batch: of rows, which may say where their results go. rows, hidden, dtype: of the rows sent
-    and of the result. arrival: rises by order of being done, 0 before. forgotten: nobody will ask for the result.
+    and of the result. done: there is a result or an error. arrival: rises by order of being done, 0 before. frame: the
+    answer, where it came by socket. memory: the result, where it lies outside of it. forgotten: nobody will ask for it.
     """
 
     __slots__ = (
         "arrival",
         "batch",
         "compute_s",
+        "done",
         "dtype",
         "error",
         "forgotten",
         "frame",
         "hidden",
         "kind",
+        "memory",
         "queue_rows",
         "replica_id",
         "rows",
@@ -77,17 +81,14 @@ class StreamCall:
         self.rows = rows
         self.hidden = hidden
         self.dtype = dtype
+        self.done = False
         self.arrival = 0
         self.queue_rows = 0
         self.compute_s = 0.0
         self.forgotten = False
         self.error: FabricError | None = None
         self.frame: Frame | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether there is a result or an error."""
-        return self.arrival > 0
+        self.memory: Buffer | bytearray | None = None
 
     def result(self) -> Tensor:
         """[R, H], a view of the buffer it was received in.
@@ -95,11 +96,10 @@ class StreamCall:
         Raises:
             FabricError: `error`, or the call is not done, or it was answered with a reference.
         """
-        frame = self.frame
-        if frame is not None and frame.tensor is not None:
-            return frame.tensor
-        if frame is not None and frame.placed and self.batch is not None and self.batch.into is not None:
-            return torch.frombuffer(self.batch.into, dtype=self.dtype).view(self.rows, self.hidden)
+        if self.memory is not None:
+            return torch.frombuffer(self.memory, dtype=self.dtype).view(self.rows, self.hidden)
+        if self.frame is not None and self.frame.tensor is not None:
+            return self.frame.tensor
         raise self.error or FabricError("the call has no result yet, or a reference instead of rows.")
 
     def payload(self) -> bytes:
@@ -125,8 +125,8 @@ class StreamCall:
 class Link:
     """An authenticated connection to one replica. `leaving`: it said GOAWAY. `events`: what its selector waits for.
 
-    mailbox: where the replica runs on this node. mailed: the call whose batch lies there, until it is answered.
-    mailed_bytes, collected_bytes: what went that way.
+    rows_leads: of the frames it sends, by dtype. mailbox: where the replica runs on this node. mailed: the call whose
+    batch lies there, until it is answered. mailed_bytes, collected_bytes: what went that way.
     """
 
     __slots__ = (
@@ -141,6 +141,7 @@ class Link:
         "mailed_bytes",
         "reader",
         "replica_id",
+        "rows_leads",
         "sock",
         "writer",
     )
@@ -166,24 +167,25 @@ class Link:
         self.mailbox = mailbox
         self.mailed: StreamCall | None = None
         self.mailed_bytes = self.collected_bytes = 0
+        self.rows_leads = {dtype: lead(Kind.ROWS, dtype, 0, digest8) for dtype in DTYPES}
         self.mail_check = HeaderCheck(replace(limits, codes=frozenset({Kind.RESULT.value})), digest8)
         reader.place = self._place
 
-    def mail(self, call: StreamCall, n_counts: int, buffers: Sequence[Buffer]) -> bool:
-        """Put the batch of `call` into the mailbox; False where it must go by the socket."""
-        if self.mailbox is None or self.mailed is not None or call.kind is not Kind.ROWS:
+    def mail(self, call: StreamCall, batch: Batch, payload: Buffer, deadline_ms: int) -> bool:
+        """Put `batch`, with the rows `payload`, into the mailbox; False where it must go by the socket."""
+        mailbox, front = self.mailbox, self.rows_leads.get(call.dtype)
+        if mailbox is None or self.mailed is not None or front is None:
             return False
-        header, payload = buffers
-        if not self.mailbox.request.fits(n_counts, len(payload)):
+        shape, counts = (call.rows, call.hidden), batch.counts
+        if not mailbox.request.write_rows(front, call.sequence, batch.layer, shape, deadline_ms, counts, payload):
             return False
         self.mailed = call
-        self.mailed_bytes += len(header) + len(payload)
-        self.mailbox.request.write(header, n_counts, payload)
-        self.mailbox.ring()
+        self.mailed_bytes += HEADER_BYTES + counts.nbytes + len(payload)
+        mailbox.ring()
         return True
 
     def collect(self) -> StreamCall | None:
-        """The call whose result the bell announces, with its frame; None where nobody asked.
+        """The call whose result the bell announces; None where nobody asked.
 
         Raises:
             FrameError: what lies there is no answer to it.
@@ -191,18 +193,19 @@ class Link:
         call = self.mailed
         if call is None or self.mailbox is None:
             return None
-        frame, payload = self.mailbox.result.read(self.mail_check)
+        letter = self.mailbox.result.read(self.mail_check)
+        frame, payload, batch = letter.frame, letter.payload, call.batch
         if frame.sequence != call.sequence or not call.fits(frame):
             raise FrameError("a result in the mailbox that answers another batch.")
         self.mailed = None
         self.collected_bytes += HEADER_BYTES + len(payload)
-        batch = call.batch
         if batch is not None and batch.into is not None:
             batch.into[:] = payload
-            batch.placed = frame.placed = True
+            batch.placed = True
+            call.memory = batch.into
         elif batch is not None:
-            allocate(frame)[:] = payload
-        self._answer(call, frame)
+            call.memory = bytearray(payload)
+        self._settle(call, frame)
         return call
 
     def send(self, buffers: Sequence[Buffer]) -> None:
@@ -218,8 +221,10 @@ class Link:
         for frame in self.reader.receive(self.sock):
             call = self.calls.get(frame.sequence)
             if call is not None and (frame.placed or call.fits(frame)):
+                call.frame = frame
                 if frame.placed and call.batch is not None:
                     call.batch.placed = True
+                    call.memory = call.batch.into
             elif call is not None and frame.kind is Kind.ERROR:
                 error = FabricError if frame.status == Status.FAILED else ReplicaLostError
                 call.error = error(f"{self.replica_id}: {_text(frame)}")
@@ -228,12 +233,10 @@ class Link:
                 continue
             if call is self.mailed:
                 self.mailed = None
-            self._answer(call, frame)
+            self._settle(call, frame)
             answered.append(call)
 
-    def _answer(self, call: StreamCall, frame: Frame) -> None:
-        if call.error is None:
-            call.frame = frame
+    def _settle(self, call: StreamCall, frame: Frame) -> None:
         call.queue_rows = frame.queue_rows
         call.compute_s = frame.compute_us / 1e6
         del self.calls[call.sequence]
@@ -243,6 +246,7 @@ class Link:
         self.sock.close()
         if self.mailbox is not None:
             self.mailbox.close()
+            self.mailbox = None  # its memory is not to wait until somebody collects the link
 
     def forget(self, call: StreamCall) -> None:
         """The result of `call` is not wanted, and where it was to go belongs to others from now on."""

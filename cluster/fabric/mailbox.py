@@ -23,19 +23,58 @@ import platform
 from collections.abc import Sequence
 from contextlib import suppress
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from cluster.errors import FrameError
-from cluster.fabric.frames import HEADER_BYTES, Buffer, Frame, HeaderCheck
+from cluster.fabric.frames import HEADER_BYTES, WHOLE, Buffer, Frame, HeaderCheck, Kind, lead
 
 AREA_BYTES = 2 << 20
 """Of requests, and as much of results. Only pages that were used once take memory."""
 SUPPORTED = platform.system() == "Linux" and platform.machine() in ("x86_64", "AMD64")
 FILES = 3
 _LINE = 64
-_VIEWS = 512
+_SHAPES = 512
+_MAX_LAYER = (1 << 16) - 1
+_MAX_U32 = (1 << 32) - 1
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class Letter:
+    """A frame that was read, its payload in place; `frame.tensor` is a view of that where it is a request.
+
+    The next frame of the same shape is the same object with other numbers in it: what is the same is checked and
+    looked up once, and nobody looks at a frame any more when the next one may come.
+    """
+
+    __slots__ = ("_copy", "_counts_here", "_values", "frame", "payload")
+
+    def __init__(self, frame: Frame, memory: memoryview) -> None:
+        start = _payload_at(frame.n_counts)
+        self.frame = frame
+        self.payload = memory[start : start + frame.payload_bytes]
+        frame.placed = True
+        if frame.kind is Kind.ROWS and frame.dtype is not None:
+            frame.tensor = torch.frombuffer(self.payload, dtype=frame.dtype).view(frame.rows, frame.hidden)
+            frame.counts = torch.empty(frame.n_counts, dtype=torch.int64)
+            self._values = frame.counts.numpy()
+            self._copy = self._values.data.cast("B")
+            self._counts_here = memory[HEADER_BYTES : HEADER_BYTES + 8 * frame.n_counts]
+
+    def read_counts(self) -> None:
+        """Copy them before they are checked: the other side could change them afterwards.
+
+        Raises:
+            FrameError: like `frames.read_counts`.
+        """
+        self._copy[:] = self._counts_here
+        counts = self._values.tolist()
+        if min(counts) < 0 or sum(counts) != self.frame.rows:
+            raise FrameError(
+                f"counts that sum to {sum(counts)} for {self.frame.rows} rows, the smallest {min(counts)}."
+            )
 
 
 class Area:
@@ -43,56 +82,79 @@ class Area:
 
     def __init__(self, memory: memoryview) -> None:
         self._memory = memory
-        self._counts: dict[int, Tensor] = {}
-        self._views: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
+        self._letters: dict[tuple[bytes, int, int, int, int], Letter] = {}
+        self._forms: dict[tuple[int, int, torch.dtype | None], tuple[bytes, Tensor]] = {}
 
-    def fits(self, n_counts: int, payload_bytes: int) -> bool:
-        """Whether a frame of this size has room."""
-        return _payload_at(n_counts) + payload_bytes <= len(self._memory)
+    def write_rows(
+        self,
+        front: bytes,
+        sequence: int,
+        layer: int,
+        shape: tuple[int, int],
+        deadline_ms: int,
+        counts: npt.NDArray[np.int64],
+        payload: Buffer,
+    ) -> bool:
+        """A ROWS frame with the given lead; False where it has no room, or its layer none in a header."""
+        memory, n, size = self._memory, len(counts), len(payload)
+        start = _payload_at(n)
+        if start + size > len(memory) or layer > _MAX_LAYER:
+            return False
+        memory[start : start + size] = payload
+        memory[HEADER_BYTES : HEADER_BYTES + 8 * n] = counts.tobytes()
+        WHOLE.pack_into(memory, 0, front, sequence, layer, *shape, deadline_ms, 0, 0, n, size)
+        return True
 
-    def write(self, header: Buffer, n_counts: int, payload: Buffer) -> None:
-        """A header, with `n_counts` counts behind it, and its payload."""
-        memory, start = self._memory, _payload_at(n_counts)
-        memory[start : start + len(payload)] = payload
-        memory[: len(header)] = header
+    def write_result(self, request: Frame, output: Tensor, digest8: bytes, queue_rows: int, compute_us: int) -> None:
+        """The RESULT frame that answers `request`, which came by the other area: so there is room for it."""
+        rows, hidden = request.rows, request.hidden
+        key = (rows, hidden, request.dtype)
+        form = self._forms.get(key)
+        if form is None:
+            form = self._forms[key] = self._form(request, digest8)
+        front, place = form
+        place.copy_(output)
+        size = request.payload_bytes
+        WHOLE.pack_into(
+            self._memory, 0, front, request.sequence, 0, rows, hidden, 0, queue_rows, min(compute_us, _MAX_U32), 0, size
+        )
 
-    def read(self, check: HeaderCheck) -> tuple[Frame, memoryview]:
-        """The frame without counts and tensor, and its payload, in place.
+    def read(self, check: HeaderCheck) -> Letter:
+        """What lies here.
 
         Raises:
-            FrameError: the header is out of bounds, or what it announces does not fit here.
+            FrameError: the header is out of bounds, what it announces does not fit here, or its counts do not add up.
         """
-        memory = self._memory
-        frame = check.parse(memory, 0)
-        start = _payload_at(frame.n_counts)
-        stop = start + frame.payload_bytes
-        if stop > len(memory):
-            raise FrameError(f"{frame.payload_bytes} payload bytes in a mailbox of {len(memory)}.")
-        return frame, memory[start:stop]
+        header = WHOLE.unpack_from(self._memory)
+        front, sequence, layer, rows, hidden, deadline_ms, queue_rows, compute_us, n, size = header
+        key = (front, rows, hidden, n, size)
+        letter = self._letters.get(key)
+        if letter is None:
+            letter = self._admit(WHOLE.pack(*header), check)
+            self._letters[key] = letter
+        frame = letter.frame
+        frame.sequence, frame.layer, frame.deadline_ms = sequence, layer, deadline_ms
+        frame.queue_rows, frame.compute_us = queue_rows, compute_us
+        if n:
+            letter.read_counts()
+        return letter
 
-    def counts(self, frame: Frame) -> Tensor:
-        """int64 [E], a copy that the next frame overwrites. Raises FrameError like `frames.read_counts`."""
-        n = frame.n_counts
-        counts = self._memory[HEADER_BYTES : HEADER_BYTES + 8 * n].cast("q").tolist()
-        if min(counts) < 0 or sum(counts) != frame.rows:
-            raise FrameError(f"counts that sum to {sum(counts)} for {frame.rows} rows, the smallest {min(counts)}.")
-        held = self._counts.get(n)
-        if held is None:
-            held = self._counts[n] = torch.empty(n, dtype=torch.int64)
-        held.numpy()[:] = counts
-        return held
+    def _admit(self, header: bytes, check: HeaderCheck) -> Letter:
+        """The first letter of a shape. header: a copy, which the other side cannot change."""
+        frame = check.parse(memoryview(header), 0)
+        if _payload_at(frame.n_counts) + frame.payload_bytes > len(self._memory):
+            raise FrameError(f"{frame.payload_bytes} payload bytes in a mailbox of {len(self._memory)}.")
+        if len(self._letters) >= _SHAPES:
+            self._letters.clear()
+        return Letter(frame, self._memory)
 
-    def tensor(self, frame: Frame, payload: memoryview) -> Tensor:
-        """The payload as rows [R, H], in place."""
-        dtype = frame.dtype or torch.uint8
-        key = (frame.n_counts, frame.rows, frame.hidden, dtype)
-        view = self._views.get(key)
-        if view is None:
-            if len(self._views) >= _VIEWS:
-                self._views.clear()
-            view = torch.frombuffer(payload, dtype=dtype).view(frame.rows, frame.hidden)
-            self._views[key] = view
-        return view
+    def _form(self, request: Frame, digest8: bytes) -> tuple[bytes, Tensor]:
+        if len(self._forms) >= _SHAPES:
+            self._forms.clear()
+        start = _payload_at(0)
+        payload = self._memory[start : start + request.payload_bytes]
+        place = torch.frombuffer(payload, dtype=request.dtype or torch.uint8).view(request.rows, request.hidden)
+        return lead(Kind.RESULT, request.dtype, 0, digest8), place
 
 
 class Mailbox:
@@ -138,8 +200,10 @@ class Mailbox:
 
     def ring(self) -> None:
         """Tell the other side that there is something to read."""
-        with suppress(BlockingIOError):  # it has been rung 2^64 - 2 times without being heard: it will be heard
+        try:  # noqa: SIM105  `suppress` costs as much as the call
             os.eventfd_write(self._other_bell, 1)
+        except BlockingIOError:
+            pass  # it has been rung 2^64 - 2 times without being heard: it will be heard
 
     def close(self) -> None:
         """Forget the bells. The memory goes when nobody looks at it any more. Idempotent."""

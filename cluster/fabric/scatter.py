@@ -147,7 +147,10 @@ class Scatter:
             peers = self._env.peers.usable(self._env.names[part.group], now)
             if part.failed_at:
                 peers = [peer for peer in peers if peer.replica.id != part.failed_at] or peers
-            if peers:
+            if len(peers) == 1:
+                if not self._send(part, peers[0], now):
+                    todo.append(part)
+            elif peers:
                 todo += [piece for piece, peer in self._cut(part, peers, now) if not self._send(piece, peer, now)]
             else:
                 if part.first_failure_s is None:
@@ -155,9 +158,7 @@ class Scatter:
                 self._stranded.append(part)
 
     def _cut(self, part: _Part, peers: Sequence[Peer], now: float) -> list[tuple[_Part, Peer]]:
-        """What each of `peers` is to compute of `part`."""
-        if len(peers) == 1:
-            return [(part, peers[0])]
+        """What each of `peers`, several, is to compute of `part`."""
         hop_s = max(peer.hop_s for peer in peers)
         shares = split([peer.candidate(now) for peer in peers], part.counts.tolist(), hop_s, self._turn)
         if len(shares) == 1:
@@ -191,7 +192,8 @@ class Scatter:
         if not self._open:
             env.news.wait(self._pause_s(env.clock()))
             return
-        silent_at_s = min(sent.at_s for sent in self._open.values()) + env.timeout_s
+        # Entered in order of time.
+        silent_at_s = next(iter(self._open.values())).at_s + env.timeout_s
         timeout_s = max(silent_at_s - env.clock(), 0.0)
         if self._stranded:
             timeout_s = min(timeout_s, STRANDED_POLL_S)

@@ -163,16 +163,21 @@ class ExpertServer:
     def _run(self) -> None:
         try:
             with torch.inference_mode():
+                device, connections = self._device, self._connections
                 while not self._stopping:
-                    self._connections.poll(self._device.wait_s(time.monotonic()))
-                    for job in self._device.step(time.monotonic()):
-                        self._reply(job)
+                    now = connections.poll(None if device.idle else device.wait_s(time.monotonic()))
+                    self._work(now)
                     if self._drain_asked:
                         self._drain()
         except Exception:
             log.exception("the expert server stops")
         finally:
             self._clean_up()
+
+    def _work(self, now: float) -> None:
+        # Not in `_run`, which lasts: it would hold the last job, and with it the memory of a router that is gone.
+        for job in self._device.step(now):
+            self._reply(job)
 
     def _drain(self) -> None:
         if not self._connections.draining:
@@ -216,17 +221,17 @@ class ExpertServer:
         )
 
     def _reply(self, job: Job[Connection]) -> None:
-        connection = job.owner
+        connection, frame = job.owner, job.frame
         if not connection.open:
             return
-        connection.waiting_bytes -= job.frame.payload_bytes
-        answer = self._answer(connection, job)
-        if job.frame.placed and job.output is not None:
-            self._connections.answer(connection, answer)
-            return
-        if job.frame.placed:
+        connection.waiting_bytes -= frame.payload_bytes
+        if frame.placed:
+            if job.output is not None:
+                compute_us = int(job.compute_s * 1e6)
+                self._connections.answer(connection, frame, job.output, self._device.queue_rows, compute_us)
+                return
             connection.mailed = False
-        self._connections.send(connection, answer)
+        self._connections.send(connection, self._answer(connection, job))
 
     def _answer(self, connection: Connection, job: Job[Connection]) -> list[Buffer]:
         frame, output = job.frame, job.output

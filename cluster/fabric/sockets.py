@@ -53,7 +53,9 @@ class Poller(Generic[Target]):
     def poll(self, timeout_s: float) -> list[tuple[Target, int]]:
         """What is ready, after at most `timeout_s`: (target, READ, WRITE or both)."""
         # epoll counts in whole milliseconds: rounded down, the last one would be spent spinning.
-        ready = self._epoll.poll(math.ceil(timeout_s * 1e3) * 1e-3, _EVENTS_PER_POLL)
+        ready = self._epoll.poll(timeout_s and math.ceil(timeout_s * 1e3) * 1e-3, _EVENTS_PER_POLL)
+        if not ready:
+            return []
         targets = self._targets
         return [(targets[fd], events if events <= _BOTH else _BOTH) for fd, events in ready]
 

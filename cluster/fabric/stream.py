@@ -9,6 +9,7 @@ Dimension letters: T tokens, H hidden, R rows, E experts of the group in that la
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -25,6 +26,8 @@ from cluster.fabric.transport import Batch, Call
 from cluster.membership import Replica
 
 _LONGEST_DEADLINE_S = 1e6
+_LOOKS = 30
+"""About 40 us. A small batch is back within them, and being put to sleep and woken for it costs both sides more."""
 
 
 class StreamTransport:
@@ -75,8 +78,15 @@ class StreamTransport:
         Raises:
             FabricError: besides what `Transport` says: the batch is larger than a frame may be.
         """
-        shape = (len(batch.index), batch.hidden.shape[1])
-        return self._send(replica, Kind.ROWS, batch.layer, batch.counts, batch, shape, batch.hidden.dtype, deadline_s)
+        hidden = batch.hidden
+        shape, dtype = (len(batch.index), hidden.shape[1]), hidden.dtype
+        link = self._ready(replica, *shape, dtype)
+        call = self._call(replica, Kind.ROWS, shape, dtype, batch)
+        payload, deadline_ms = batch.gathered(), _milliseconds(deadline_s)
+        if link.mail(call, batch, payload, deadline_ms):
+            link.calls[call.sequence] = call
+            return call
+        return self._post(link, call, batch.layer, batch.counts, payload, deadline_ms)
 
     def send_reference(
         self,
@@ -93,7 +103,9 @@ class StreamTransport:
         """Send what `ReferenceCodec.load` takes there instead of rows [rows, hidden]; `StreamCall.payload()` will be
         what `ReferenceCodec.store` gave. After reading that, call `release`. Errors as of `send`.
         """
-        return self._send(replica, Kind.REFERENCE, layer, counts, payload, (rows, hidden), dtype, deadline_s)
+        link = self._ready(replica, rows, hidden, dtype)
+        call = self._call(replica, Kind.REFERENCE, (rows, hidden), dtype)
+        return self._post(link, call, layer, counts, payload, _milliseconds(deadline_s))
 
     def release(self, call: StreamCall) -> None:
         """Tell the replica that its reference has been read. Never raises: a lost connection ends its references."""
@@ -104,18 +116,27 @@ class StreamTransport:
     def wait(self, calls: Collection[Call], timeout_s: float) -> list[Call]:
         """The calls among `calls` that are done; see `Transport.wait`."""
         give_up_at = time.monotonic() + timeout_s
-        expired = False
+        left_s, expired = timeout_s, False
         while True:
             done = [call for call in calls if call.done]
             if done or expired:
                 return sorted(done, key=_arrival) if len(done) > 1 else done
-            left_s = give_up_at - time.monotonic()
             expired = left_s <= 0
-            for target, events in self._poller.poll(max(0.0, left_s)):
+            for target, events in ([] if expired else self._linger()) or self._poller.poll(max(0.0, left_s)):
                 if isinstance(target, Link):
                     self._serve(target, events)
                 else:
                     target()
+            left_s = give_up_at - time.monotonic()
+
+    def _linger(self) -> list[tuple[Link | Callable[[], None], int]]:
+        """What is ready after a few looks, while a batch lies in a mailbox; whoever has work for this core gets it."""
+        if any(link.mailed is not None for link in self._links.values()):
+            for _ in range(_LOOKS):
+                if ready := self._poller.poll(0.0):
+                    return ready
+                os.sched_yield()
+        return []
 
     def forget(self, call: Call) -> None:
         """Drop the result when it comes; a reference is released then."""
@@ -135,42 +156,46 @@ class StreamTransport:
         """Close every connection."""
         self.retain(())
 
-    def _send(
-        self,
-        replica: Replica,
-        kind: Kind,
-        layer: int,
-        counts: npt.NDArray[np.int64],
-        body: Batch | bytes,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        deadline_s: float,
-    ) -> StreamCall:
-        rows, hidden = shape
-        if rows > self._limits.rows or rows * hidden * dtype.itemsize > self._limits.payload_bytes:
+    def _ready(self, replica: Replica, rows: int, hidden: int, dtype: torch.dtype) -> Link:
+        """The link for a batch of this shape; errors as of `send`."""
+        limits = self._limits
+        if rows > limits.rows or rows * hidden * dtype.itemsize > limits.payload_bytes:
             raise FabricError(f"{rows} rows of {hidden} x {dtype} are more than one frame may hold.")
         link = self._link(replica)
         if link.writer.pending_bytes > self._unsent_bytes:
             self._lose(link, "it takes no more rows")
             raise ReplicaLostError(f"{replica.id} takes no more rows.")
+        return link
+
+    def _call(
+        self, replica: Replica, kind: Kind, shape: tuple[int, int], dtype: torch.dtype, batch: Batch | None = None
+    ) -> StreamCall:
         self._sequence += 1
-        batch = body if isinstance(body, Batch) else None
-        call = StreamCall(self._sequence, replica.id, kind, rows, hidden, dtype, batch)
+        return StreamCall(self._sequence, replica.id, kind, *shape, dtype, batch)
+
+    def _post(
+        self,
+        link: Link,
+        call: StreamCall,
+        layer: int,
+        counts: npt.NDArray[np.int64],
+        payload: Buffer,
+        deadline_ms: int,
+    ) -> StreamCall:
+        """Send a call by the socket."""
         buffers = encode(
-            kind,
+            call.kind,
             call.sequence,
             digest8=link.digest8,
             layer=layer,
-            rows=rows,
-            hidden=hidden,
-            dtype=dtype,
-            deadline_ms=math.ceil(min(max(deadline_s, 0.0), _LONGEST_DEADLINE_S) * 1000),
+            rows=call.rows,
+            hidden=call.hidden,
+            dtype=call.dtype,
+            deadline_ms=deadline_ms,
             counts=counts,
-            body=body.gathered() if isinstance(body, Batch) else body,
+            body=payload,
         )
         link.calls[call.sequence] = call
-        if link.mail(call, len(counts), buffers):
-            return call
         self._push(link, buffers)
         if call.error is not None:
             raise call.error
@@ -235,10 +260,14 @@ class StreamTransport:
             self._arrived(call)
 
     def _arrived(self, call: StreamCall) -> None:
-        self._arrivals += 1
-        call.arrival = self._arrivals
+        self._done(call)
         if call.forgotten:
             self.release(call)
+
+    def _done(self, call: StreamCall) -> None:
+        self._arrivals += 1
+        call.arrival = self._arrivals
+        call.done = True
 
     def _update_events(self, link: Link) -> None:
         events = READ | WRITE if link.writer.pending_bytes else READ
@@ -258,10 +287,13 @@ class StreamTransport:
             self._poller.unregister(link.mailbox.bell)
         link.close()
         for call in link.calls.values():
-            self._arrivals += 1
-            call.arrival = self._arrivals
+            self._done(call)
             call.error = ReplicaLostError(f"{link.replica_id} is lost: {reason}.")
         link.calls.clear()
+
+
+def _milliseconds(seconds: float) -> int:
+    return math.ceil(min(max(seconds, 0.0), _LONGEST_DEADLINE_S) * 1000)
 
 
 def _sent_bytes(link: Link) -> int:

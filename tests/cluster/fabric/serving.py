@@ -195,8 +195,11 @@ def wired(server: ExpertServer) -> Iterator[Wire]:
 
 
 @contextmanager
-def impostor(answer: Callable[[Wire, Frame], None], key: bytes = KEY) -> Iterator[Replica]:
-    """A replica that shakes hands like a server and then does what the test says with every frame."""
+def impostor(answer: Callable[[Wire, Frame], None], key: bytes = KEY, files: Sequence[int] = ()) -> Iterator[Replica]:
+    """A replica that shakes hands like a server and then does what the test says with every frame.
+
+    files: go along with its last frame of the handshake.
+    """
     with socket_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
         path = str(folder / "s")
         listener.bind(path)
@@ -207,7 +210,11 @@ def impostor(answer: Callable[[Wire, Frame], None], key: bytes = KEY) -> Iterato
             handshake = ReplicaHandshake(key, Identity(DIGEST, "experts-0", "replica-0"), bytes(NONCE_BYTES))
             with suppress(OSError):
                 while not handshake.done:
-                    wire.send(handshake.answer(wire.read()))
+                    reply = handshake.answer(wire.read())
+                    if handshake.done and files:
+                        socket.send_fds(wire.sock, reply, files)
+                    else:
+                        wire.send(reply)
                 wire.reader.expect(Limits(), None)
                 while True:
                     answer(wire, wire.read())
