@@ -20,7 +20,8 @@ import torch
 
 from cluster.errors import FabricError, FrameError, ReplicaLostError
 from cluster.fabric.frames import Buffer, Kind, Limits, encode
-from cluster.fabric.links import Link, StreamCall, open_link
+from cluster.fabric.links import Link, StreamCall
+from cluster.fabric.open_link import open_link
 from cluster.fabric.sockets import EDGE, READ, WRITE, Poller
 from cluster.fabric.transport import Batch, Call
 from cluster.membership import Replica
