@@ -43,7 +43,11 @@ def expert_ffn(
         return rows.new_empty(0, weights.hidden)
     x = rows.to(weights.device, weights.dtype)
     if not batch_invariant:
-        return _run(weights, x, _grouped(weights, counts.to(x.device))).to(rows)
+        # A decoding sequence names few experts: a group often computes for one of them.
+        busiest = max(sizes)
+        alone = busiest == total and x.device.type == "cpu"
+        project = _single(weights, sizes.index(busiest)) if alone else _grouped(weights, counts.to(x.device))
+        return _run(weights, x, project).to(rows)
     tiles = [expert for expert, size in enumerate(sizes) for _ in range(-(-size // TILE_ROWS))]
     place = _places(sizes, x.device)
     padded = x.new_zeros(len(tiles) * TILE_ROWS, x.shape[1]).index_copy_(0, place, x)
@@ -54,6 +58,16 @@ def _run(weights: LayerWeights, x: torch.Tensor, project: Project) -> torch.Tens
     up = project(weights.spec.up_name, x)
     own = weights.own_activation
     return project("down_proj", activate(weights.spec, up) if own is None else own(up))
+
+
+def _single(weights: LayerWeights, expert: int) -> Project:
+    """One product, for one expert that has all rows: on a CPU what `grouped_mm` does for it, without the search."""
+
+    def project(name: str, x: torch.Tensor) -> torch.Tensor:
+        result = torch.mm(x, _as_right_factor(weights, name)[expert])
+        return result.add_(weights.tensors[f"{name}_bias"][expert]) if weights.spec.bias else result
+
+    return project
 
 
 def _grouped(weights: LayerWeights, counts: torch.Tensor) -> Project:

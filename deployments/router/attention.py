@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NoReturn
 
 import torch
@@ -78,12 +79,21 @@ def describe_mask(
 
     Models ask for masks that no layer of theirs uses, so it is `paged_attention` that refuses the unknown ones.
     """
+    # A plain function is the same one at every step; a closure is a new one each time, and may hold tensors.
+    known = _known_for_good if getattr(mask_function, "__closure__", ()) is None else _known
+    return CausalMask(local_size) if not use_vmap and known(mask_function, local_size) else None
+
+
+def _known(mask_function: Callable[..., Tensor], local_size: int | None) -> bool:
+    """Whether the function allows exactly what a `CausalMask` says."""
     far = 1 << 20 if local_size is None else local_size
     query, key = torch.tensor([far, far, far - 1, far - 1]), torch.tensor([0, 1, 0, far])
     zero = torch.zeros(4, dtype=torch.long)
     seen = mask_function(zero, zero, query, key).tolist()
-    known = not use_vmap and seen == [local_size is None, True, True, False]
-    return CausalMask(local_size) if known else None
+    return bool(seen == [local_size is None, True, True, False])
+
+
+_known_for_good = lru_cache(_known)
 
 
 def paged_attention(
@@ -122,6 +132,8 @@ def paged_attention(
 def _attend(step: PagedStep, layer: int, query: Tensor, window: int | None, scores: Scores) -> Tensor:
     """query [T, H, D] -> [T, H, V]."""
     decoded = step.layout.decode_rows
+    if decoded == query.shape[0]:
+        return _decode(step, layer, query, window, scores)
     projection = step.projections.get(layer)
     sink, page_tokens = scores.sinks is not None, step.layout.page_tokens
     parts = []

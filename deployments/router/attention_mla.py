@@ -39,7 +39,7 @@ class LatentProjection:
 
     def absorb(self, query: Tensor) -> Tensor:
         """Queries [Q, h, n + p] -> queries against latents [Q, h, r + p]."""
-        nope, rotary = torch.split(query, [self.up_key.shape[1], self.rope], dim=-1)
+        nope, rotary = query.split_with_sizes((self.up_key.shape[1], self.rope), -1)
         latent = torch.bmm(nope.transpose(0, 1), self.up_key)
         return torch.cat((latent.transpose(0, 1), rotary), dim=-1)
 

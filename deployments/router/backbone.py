@@ -7,8 +7,9 @@ the scaling of its logits. Knows no requests and no sampling; what a MoE layer d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,31 +25,45 @@ from deployments.router.attention_invariant import RowwiseAttention
 from deployments.router.attention_mla import LatentProjection, bind_latent_layers
 from deployments.router.batch_invariant import ROW_TILE, fix_rows
 from deployments.router.kv_cache import PagedKVCache
+from deployments.router.shared_expert import SharedExpert, bind_shared_experts
+from deployments.router.shortcuts import shorten
 from deployments.router.step import StepInput
 from deployments.router.step_layout import StepLayout
+from deployments.router.substitutes import substitute
 
-MoeFunction = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+MoeFunction = Callable[..., Tensor]
+"""(layer, hidden [T, H], expert index [T, K], weight [T, K]) -> combined output [T, H]; where it has a parameter
+`meanwhile`, as `Dispatcher.scatter_gather`, it calls that once while rows are away."""
 
 
 class MoeSwitch:
     """The `moe` function as the model calls it: silent during the start-up check, and without padding rows.
 
     rows: how many of the T rows are real in the step that runs; the others get zeros and travel nowhere.
+    shared: the shared experts by layer, which run while the rows are away where `moe` takes a `meanwhile`.
     """
 
     def __init__(self, moe: MoeFunction) -> None:
         self._moe = moe
+        self._overlaps = "meanwhile" in signature(moe).parameters
         self.silent = False
         self.rows: int | None = None
+        self.shared: Mapping[int, SharedExpert] = {}
 
     def __call__(self, layer: int, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         """hidden [T, H], index and weight [T, K] -> [T, H]."""
+        meanwhile = None
+        if self._overlaps and layer in self.shared:
+            meanwhile = self.shared[layer].announce(hidden)
         if self.silent:
+            if meanwhile is not None:
+                meanwhile()
             return torch.zeros_like(hidden)
+        moe = self._moe if meanwhile is None else partial(self._moe, meanwhile=meanwhile)
         if self.rows is None or self.rows == hidden.shape[0]:
-            return self._moe(layer, hidden, index, weight)
+            return moe(layer, hidden, index, weight)
         out = torch.zeros_like(hidden)
-        out[: self.rows] = self._moe(layer, hidden[: self.rows], index[: self.rows], weight[: self.rows])
+        out[: self.rows] = moe(layer, hidden[: self.rows], index[: self.rows], weight[: self.rows])
         return out
 
 
@@ -146,7 +161,8 @@ class Backbone:
             position_ids=self._tensor([*step.positions, *[0] * padding])[None],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=self._tensor(wanted),
+            # 0 is all of them, as when every sequence decodes.
+            logits_to_keep=0 if wanted == list(range(count + padding)) else self._tensor(wanted),
             paged=paged,
         )
         return cast(Tensor, output.logits)[0, : len(step.logits_rows)].float()
@@ -200,6 +216,8 @@ class Backbone:
 
     def _rewire(self) -> None:
         attention.register()
+        if self._moe is not None:
+            self._moe.shared = bind_shared_experts(self._model)
         self._projections = bind_latent_layers(self._model)
         self._model.set_attn_implementation(attention.IMPLEMENTATION)
         if self._batch_invariant:
@@ -207,6 +225,8 @@ class Backbone:
             modules = self._model.named_modules()
             experts = tuple(f"{name}." for name, module in modules if hasattr(module, "_is_expert_parallel"))
             fix_rows(self._model, lambda name: name.startswith(experts))
+        substitute(self._model)
+        shorten(self._model)
 
 
 def load_backbone(

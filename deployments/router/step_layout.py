@@ -7,6 +7,7 @@ all that is left, because a short row costs less than a call:
 
     contexts  900 700 500 | 400 260 210 | 90 70 8
 
+Index arithmetic is numpy's: 1 us a call on small arrays, against 4 to 7 us in torch.
 Knows no tensors of keys and no model; attention.py and attention_invariant.py read this.
 """
 
@@ -15,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -77,9 +80,8 @@ class StepLayout:
         self._decode: dict[tuple[int | None, bool], list[DecodeBucket]] = {}
         self._prefill: dict[tuple[int | None, bool], list[PrefillChunk]] = {}
         slots = [slot for part in slices for slot in self._slots(part)]
-        self.slots = torch.tensor(slots, dtype=torch.long, device=device)
-        fresh = [slot // page_tokens for slot in slots if slot % page_tokens == 0]
-        self.fresh_pages = torch.tensor(fresh, dtype=torch.long, device=device)
+        self.slots = self._indices(slots)
+        self.fresh_pages = self._indices([slot // page_tokens for slot in slots if slot % page_tokens == 0])
 
     def decode(self, window: int | None, sink: bool) -> list[DecodeBucket]:
         """Buckets of the decode rows."""
@@ -129,12 +131,13 @@ class StepLayout:
             tables.append([*part.pages[begin:end], *[self.null_page] * (width - end + begin)])
             ends.append(part.context_tokens - begin * self.page_tokens)
             starts.append(0 if window is None else max(0, ends[-1] - window))
-        numbers = torch.tensor([ends, starts], device=self._device)[..., None]
-        key = torch.arange(width * self.page_tokens, device=self._device)
-        seen = key < numbers[0] if window is None else (key < numbers[0]) & (key >= numbers[1])
+        key = np.arange(width * self.page_tokens)
+        seen = key < np.array(ends)[:, None]
+        if window is not None:
+            seen &= key >= np.array(starts)[:, None]
         return DecodeBucket(
-            rows=None if in_order else torch.tensor(rows, device=self._device),
-            pages=torch.tensor(tables, device=self._device),
+            rows=None if in_order else self._indices(rows),
+            pages=self._indices(tables),
             bias=self._bias(seen)[:, None, None],
         )
 
@@ -144,12 +147,17 @@ class StepLayout:
         keys = part.context_tokens - begin * self.page_tokens
         bias = None
         if sink or keys != part.length or (window is not None and keys > window):
-            query = torch.arange(keys - part.length, keys, device=self._device)[:, None]
-            key = torch.arange(len(table) * self.page_tokens, device=self._device)
-            seen = key <= query if window is None else (key <= query) & (key > query - window)
+            query = np.arange(keys - part.length, keys)[:, None]
+            key = np.arange(len(table) * self.page_tokens)
+            seen = key <= query
+            if window is not None:
+                seen &= key > query - window
             bias = self._bias(seen)
-        return PrefillChunk(part.start, part.length, torch.tensor([table], device=self._device), keys, bias)
+        return PrefillChunk(part.start, part.length, self._indices([table]), keys, bias)
 
-    def _bias(self, seen: Tensor) -> Tensor:
-        bias = torch.zeros(seen.shape, dtype=self._dtype, device=self._device)
-        return bias.masked_fill_(~seen, float("-inf"))
+    def _indices(self, numbers: Sequence[object]) -> Tensor:
+        return torch.from_numpy(np.array(numbers, dtype=np.int64)).to(self._device)
+
+    def _bias(self, seen: npt.NDArray[np.bool_]) -> Tensor:
+        bias = np.where(seen, np.float32(0), np.float32("-inf"))
+        return torch.from_numpy(bias).to(self._device, self._dtype)

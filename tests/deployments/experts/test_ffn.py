@@ -84,6 +84,18 @@ def test_in_batch_invariant_mode_a_row_does_not_depend_on_the_others(kind: str, 
         assert torch.equal(alone[0], together[place])
 
 
+@pytest.mark.parametrize("rows", [1, 2, 7, 40])
+@pytest.mark.parametrize("kind", SPECS)
+def test_one_expert_alone_gives_the_bits_of_the_grouped_product(
+    kind: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, counts = random_weights(SPECS[kind]), torch.tensor([0, rows, 0])
+    x = torch.randn(rows, 16, generator=torch.Generator().manual_seed(6))
+    alone = expert_ffn(weights, x, counts)
+    monkeypatch.setattr(ffn, "_single", lambda held, _expert: ffn._grouped(held, counts))
+    assert torch.equal(alone, expert_ffn(weights, x, counts))
+
+
 @pytest.mark.parametrize("counts", [[1, 1], [1, 1, 1, 0], [1, 1, 2], [4, -1, 0]])
 def test_counts_that_do_not_fit_are_refused(counts: list[int]) -> None:
     with pytest.raises(ValueError, match="do not cut 3 rows"):
