@@ -202,7 +202,7 @@ class RouterSpec(Spec):
     max_sequences: Positive = 64
     kv_tokens: int = Field(default=32768, ge=16, multiple_of=16, strict=True)
     max_queued_requests: Positive = 256
-    chunks_per_s: Positive = 250
+    chunks_per_s: Positive = 160
     batch_invariant: bool = False
     resources: ResourceSpec = ResourceSpec()
 

@@ -56,10 +56,9 @@ class ExpertReplica:
         self._batch_invariant = batch_invariant
         if batch_invariant:
             require_one_thread(self._device)
-        plan = blueprint.plan
-        dtype: torch.dtype = getattr(torch, plan.dtype)
+        dtype: torch.dtype = getattr(torch, blueprint.plan.dtype)
         self.weights: GroupWeights = load_group(
-            plan,
+            blueprint.plan,
             Path(blueprint.model_path),
             blueprint.placement.groups[index],
             dtype=dtype,
@@ -75,7 +74,7 @@ class ExpertReplica:
                 name=self.group,
                 replica_id=replica_id,
                 dtype=dtype,
-                hidden={layer: plan.layers[layer].hidden for layer in self.weights.layers},
+                hidden={layer: held.hidden for layer, held in self.weights.layers.items()},
                 experts={layer: len(held.expert_ids) for layer, held in self.weights.layers.items()},
             ),
             digest=blueprint.digest,

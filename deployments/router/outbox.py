@@ -29,8 +29,8 @@ class EngineLike(Protocol):
 class Outbox:
     """Chunks of one request with `choices` choices. Called with items from any thread; iterated on the loop's thread.
 
-    pace: how long after the chunks taken last the next ones may be, None for no limit. The first chunk, the last one of
-    a choice and an error never wait.
+    pace: how long after one burst, a chunk of each choice that has any, the next may be; None for no limit. The first
+    and the last chunk of a choice and an error never wait.
 
     The iteration ends when every choice has a finish reason, or raises the exception put last, after the chunks that
     came before it. Cancelling a waiting `__anext__` loses nothing.
@@ -39,7 +39,9 @@ class Outbox:
     def __init__(self, choices: int, pace: Pace | None = None) -> None:
         self._pace = pace
         self._not_before_s = 0.0
+        self._burst = 0  # chunks of it that have not been taken yet
         self._pausing = False
+        self._begun: set[int] = set()
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._lock = threading.Lock()
@@ -55,7 +57,7 @@ class Outbox:
                 self._error = item
                 wake = True
             else:
-                wake = wake or item.finish_reason is not None
+                wake = wake or self._is_urgent(item)
                 earlier = self._pending.get(item.choice)
                 self._pending[item.choice] = item if earlier is None else merge(earlier, item)
         if wake:
@@ -87,12 +89,13 @@ class Outbox:
     def _take(self) -> TokenChunk | None:
         """A chunk that may go now; None where the consumer has to wait for `_arrived`."""
         with self._lock:
-            self._pausing = self._loop.time() < self._not_before_s and not self._urgent
-            if self._pending and not self._pausing:
+            if not self._burst:
+                self._begin_burst()
+            if self._burst:
+                # What came since the burst began stands behind it.
+                self._burst -= 1
                 chunk = self._pending.pop(next(iter(self._pending)))
                 self._open -= chunk.finish_reason is not None
-                if self._pace is not None and not self._pending:
-                    self._not_before_s = self._loop.time() + self._pace.interval_s
                 return chunk
             self._arrived.clear()
             if self._pausing:
@@ -102,9 +105,18 @@ class Outbox:
                 raise self._error
             return None
 
-    @property
-    def _urgent(self) -> bool:
-        return self._error is not None or any(chunk.finish_reason for chunk in self._pending.values())
+    def _begin_burst(self) -> None:
+        now_s = self._loop.time()
+        urgent = self._error is not None or any(map(self._is_urgent, self._pending.values()))
+        self._pausing = now_s < self._not_before_s and not urgent
+        if self._pending and not self._pausing:
+            self._burst = len(self._pending)
+            self._begun |= self._pending.keys()
+            if self._pace is not None:
+                self._not_before_s = now_s + self._pace.interval_s
+
+    def _is_urgent(self, chunk: TokenChunk) -> bool:
+        return chunk.finish_reason is not None or chunk.choice not in self._begun
 
 
 def merge(first: TokenChunk, second: TokenChunk) -> TokenChunk:
@@ -126,12 +138,12 @@ async def generate(
     outbox = Outbox(request.sampling.n, pace)
     engine.submit(request, outbox)
     if pace is not None:
-        pace.enter()
+        pace.enter(request.sampling.n)
     try:
         async for chunk in outbox:
             yield chunk
     finally:
         if pace is not None:
-            pace.leave()
+            pace.leave(request.sampling.n)
         if not outbox.ended:
             engine.cancel(request.request_id)

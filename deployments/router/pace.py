@@ -9,13 +9,14 @@ vLLM's `stream_interval` is the same bargain as a fixed number of tokens. Knows 
 
 from __future__ import annotations
 
-SHORTEST_S = 0.02
-"""Between two messages of a stream that has the router for itself: 50 a second look continuous."""
+SHORTEST_S = 0.04
+"""Between two messages of a stream that has the router for itself: 25 a second look continuous, as in a film."""
 LONGEST_S = 0.25
 
 
 class Pace:
-    """The interval between two messages of a stream, for the streams that are open now. For one asyncio thread.
+    """The interval between two messages of a stream, for the streams that are open now, one for every choice of a
+    request. For one asyncio thread.
 
     chunks_per_s: messages of all streams together, above which intervals grow, up to `LONGEST_S`.
     """
@@ -28,17 +29,17 @@ class Pace:
     def interval_s(self) -> float:
         """Seconds from one message of a stream to its next.
 
-        >>> pace = Pace(250)
+        >>> pace = Pace(160)
         >>> for _ in range(32): pace.enter()
         >>> pace.interval_s
-        0.128
+        0.2
         """
         return min(max(self._streams / self._chunks_per_s, SHORTEST_S), LONGEST_S)
 
-    def enter(self) -> None:
-        """One more stream."""
-        self._streams += 1
+    def enter(self, streams: int = 1) -> None:
+        """So many more streams."""
+        self._streams += streams
 
-    def leave(self) -> None:
-        """One stream less."""
-        self._streams -= 1
+    def leave(self, streams: int = 1) -> None:
+        """So many less."""
+        self._streams -= streams

@@ -48,7 +48,9 @@ class _PlainConfig:
         self.__dict__["_original"] = config
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_original"], name)
+        if name == "_original":  # a copy that is not filled yet
+            raise AttributeError(name)
+        return getattr(self._original, name)
 
 
 def shorten(model: nn.Module) -> None:
@@ -58,8 +60,8 @@ def shorten(model: nn.Module) -> None:
         config = module.__dict__.get("config")
         if config is not None and not isinstance(module, PreTrainedModel) and not isinstance(config, _PlainConfig):
             module.__dict__["config"] = plain.setdefault(id(config), _PlainConfig(config))
+        # Not the buffers: a model may register one again while it runs, as dynamic rotary embeddings do.
         module.__dict__.update(module._parameters)
-        module.__dict__.update(module._buffers)
         for name, child in module._modules.items():
             if child is not None:
                 module.__dict__[name] = _straight(child) if _only_forward(child) else child

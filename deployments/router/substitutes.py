@@ -70,7 +70,8 @@ def _gate(module: nn.Module) -> tuple[Forward, int] | None:
 @torch.inference_mode()
 def _agrees(module: nn.Module, forward: Forward, width: int) -> bool:
     weight = module._parameters["weight"]
-    if weight is None or weight.is_meta:
+    # On a GPU the order of a sum may depend on the number of rows: what agrees for a few need not for many.
+    if weight is None or weight.device.type != "cpu":
         return False
     generator = torch.Generator().manual_seed(0)
     for rows in ROWS:

@@ -161,6 +161,36 @@ def test_all_choices_of_a_paced_stream_go_in_the_same_burst() -> None:
     assert asyncio.run(scenario()) == [chunk(1, 0), chunk(7, 1)]
 
 
+def test_a_choice_that_is_faster_than_its_consumer_does_not_keep_a_burst_open() -> None:
+    async def scenario() -> list[TokenChunk]:
+        outbox = Outbox(2, Slow(1))
+        outbox(chunk(1, 0))
+        outbox(chunk(7, 1))
+        taken = [await anext(outbox)]
+        outbox(chunk(2, 0))
+        taken.append(await anext(outbox))
+        waiting = asyncio.ensure_future(anext(outbox))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        outbox(last(3, 0))
+        return [*taken, await asyncio.wait_for(waiting, 5)]
+
+    assert asyncio.run(scenario()) == [chunk(1, 0), chunk(7, 1), TokenChunk(0, (2, 3), None, "stop")]
+
+
+def test_the_first_chunk_of_every_choice_goes_at_once() -> None:
+    async def scenario() -> list[TokenChunk]:
+        outbox = Outbox(2, Slow(1))
+        outbox(chunk(1, 0))
+        taken = [await anext(outbox)]
+        waiting = asyncio.ensure_future(anext(outbox))
+        await asyncio.sleep(0)
+        outbox(chunk(7, 1))
+        return [*taken, await asyncio.wait_for(waiting, 5)]
+
+    assert asyncio.run(scenario()) == [chunk(1, 0), chunk(7, 1)]
+
+
 def test_a_paced_stream_goes_on_when_its_time_has_come() -> None:
     async def scenario() -> tuple[list[TokenChunk], float]:
         outbox = Outbox(1, Pace(1000))
