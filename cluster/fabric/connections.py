@@ -12,7 +12,7 @@ import socket
 import time
 from array import array
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -281,23 +281,31 @@ class Connections:
             self._welcome(connection, reply)
         else:
             self.send(connection, reply)
-        if handshake.done and self.draining:
-            self.send(connection, encode(Kind.GOAWAY, digest8=self.digest8))
 
     def _welcome(self, connection: Connection, reply: list[Buffer]) -> None:
-        """The last frame of a handshake; a router on this node gets the files of a mailbox along with it."""
-        if connection.sock.family == socket.AF_UNIX and SUPPORTED:
+        """The last frame of a handshake, along with the files of a mailbox for a router on this node."""
+        if self.draining:  # said in the same message: a router reads no further than one that brings files
+            reply = [*reply, *encode(Kind.GOAWAY, digest8=self.digest8)]
+        if connection.sock.family == socket.AF_UNIX and SUPPORTED and self._send_mailbox(connection, reply):
+            return
+        self.send(connection, reply)
+
+    def _send_mailbox(self, connection: Connection, reply: list[Buffer]) -> bool:
+        """Send `reply` and a mailbox; False, and nothing sent or left open, where the system does not allow it."""
+        with ExitStack() as undo:
             try:
                 mailbox = Mailbox.create()
+                undo.callback(mailbox.close)
+                self._poller.register(mailbox.bell, EDGE, partial(self._open_mail, connection, mailbox))
+                undo.callback(self._poller.unregister, mailbox.bell)
                 files = array("i", mailbox.files).tobytes()
                 connection.sock.sendmsg(reply, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
             except OSError as error:
-                log.warning("no mailbox for a router on this node: %s", error)
-            else:
-                connection.mailbox = mailbox
-                self._poller.register(mailbox.bell, EDGE, partial(self._open_mail, connection, mailbox))
-                return
-        self.send(connection, reply)
+                log.warning("no mailbox for a router on this node: %s", str(error))  # the error holds files
+                return False
+            undo.pop_all()
+        connection.mailbox = mailbox
+        return True
 
     def _open_mail(self, connection: Connection, mailbox: Mailbox) -> None:
         """Take the request that the bell announces."""

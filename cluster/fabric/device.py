@@ -186,10 +186,8 @@ def merge(batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Ten
     return torch.stack([counts for counts, _ in batches]).sum(0), rows, order
 
 
-def split(output: Tensor, order: Tensor | None, sizes: Sequence[int]) -> Sequence[Tensor]:
-    """Undo `merge`: the outputs [R_i, H] of each batch, contiguous; `sizes` are the R_i."""
-    if order is None:
-        return [output]
+def split(output: Tensor, order: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Undo `merge` of several: the outputs [R_i, H] of each batch, contiguous; `sizes` are the R_i."""
     return torch.split_with_sizes(torch.empty_like(output).index_copy_(0, order, output), list(sizes))
 
 

@@ -29,8 +29,8 @@ from cluster.placement import Placement
 class GroupTraffic:
     """Totals of one group.
 
-    wait_s: from the scatter to the group's last row. critical_s: the part of it spent waiting for this group alone,
-    after all other groups had answered.
+    wait_s: from the scatter to the group's last row, at most: rows may lie there while the caller works meanwhile.
+    critical_s: the part of it really spent waiting, for this group alone, after all other groups had answered.
     """
 
     rows: int = 0
@@ -140,7 +140,7 @@ class Dispatcher:
         finally:
             self._scatters += 1
             self._resends += scatter.resends
-        self._count(packed, scatter.answered, start_s)
+        self._count(packed, scatter, start_s)
         return combine(self._staging.arrive(self._buffers.results.rows(packed.order)), weight, hidden.dtype)
 
     def stats(self) -> DispatchStats:
@@ -166,11 +166,12 @@ class Dispatcher:
         if self._peers.adopt(self._view):
             self._transport.retain(self._peers.by_id)
 
-    def _count(self, packed: Packed, answered: list[tuple[int, float]], start_s: float) -> None:
+    def _count(self, packed: Packed, scatter: Scatter, start_s: float) -> None:
         """Groups answered in order of time, so the last one was waited for alone after the one before it."""
         for rows in packed.groups:
             self._traffic[self._names[rows.group]].rows += rows.stop - rows.start
-        before_s = start_s
+        answered = scatter.answered
+        before_s = max(start_s, scatter.free_s)
         for position, (group, at_s) in enumerate(answered, start=1):
             traffic = self._traffic[self._names[group]]
             traffic.wait_s += at_s - start_s

@@ -52,7 +52,7 @@ class FrameReader:
         self,
         limits: Limits,
         digest8: bytes | None = None,
-        place: Callable[[Frame], memoryview | None] = lambda frame: None,  # noqa: ARG005
+        place: Callable[[Frame], memoryview | None] | None = None,
     ) -> None:
         self.received_bytes = 0
         self.place = place
@@ -140,7 +140,7 @@ class FrameReader:
         return frames
 
     def _target(self, frame: Frame) -> memoryview:
-        target = self.place(frame)
+        target = None if self.place is None else self.place(frame)
         if target is None:
             return allocate(frame)
         frame.placed = True

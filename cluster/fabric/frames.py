@@ -10,6 +10,7 @@ Dimension letters: R rows, H hidden, E experts of the group in that layer.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from cluster.errors import FrameError
 from cluster.fabric import WIRE_VERSION
+from cluster.fabric.words import as_words
 
 MAGIC = b"EXSF"
 _PREFIX = MAGIC + bytes([WIRE_VERSION])
@@ -34,7 +36,7 @@ HEADER_BYTES = HEADER.size
 LEAD_BYTES = _LEAD.size
 STAGING_BYTES = 64 << 10
 """Header and counts of any allowed frame fit into this."""
-_MAX_U32 = (1 << 32) - 1
+MAX_U32 = (1 << 32) - 1
 _LEADS = 64
 _NO_DIGEST = bytes(8)
 Buffer = bytes | memoryview
@@ -116,7 +118,8 @@ HANDSHAKE_LIMITS = Limits(
 class Frame:
     """One frame as received. `tensor` [R, H] for ROWS and RESULT, `data` for every other kind; `counts` int64 [E].
 
-    n_counts, payload_bytes: what follows the header. placed: the payload lies where the reader was told to put it.
+    n_counts, payload_bytes: what follows the header. placed: a socket's reader put the payload where it was told to.
+    mailed: the frame came by mailbox, and its payload lies there.
     """
 
     kind: Kind
@@ -135,6 +138,7 @@ class Frame:
     tensor: Tensor | None = None
     data: bytes | bytearray = b""
     placed: bool = False
+    mailed: bool = False
 
 
 def encode(
@@ -154,7 +158,9 @@ def encode(
     body: Tensor | Buffer = b"",
 ) -> list[Buffer]:
     """The buffers of one frame for `sendmsg`. The body is referred to, not copied, and must not change until the frame
-    is sent. The shape [R, H] and dtype of a tensor (contiguous, on the CPU) fill the header. `counts` is int64 [E].
+    is sent. Only rows of a forgotten call may: header and counts are copies, so the stream stays in step, and whatever
+    is computed from them is dropped by its sequence. The shape [R, H] and dtype of a tensor (contiguous, on the CPU)
+    fill the header. `counts` is int64 [E].
 
     Raises:
         FrameError: a field does not fit its place in the header, or the body has an unknown dtype.
@@ -173,9 +179,9 @@ def encode(
             layer,
             rows,
             hidden,
-            deadline_ms if deadline_ms < _MAX_U32 else _MAX_U32,
+            deadline_ms if deadline_ms < MAX_U32 else MAX_U32,
             queue_rows,
-            compute_us if compute_us < _MAX_U32 else _MAX_U32,
+            compute_us if compute_us < MAX_U32 else MAX_U32,
             0 if counts is None else len(counts),
             size,
         )
@@ -194,9 +200,7 @@ def lead(kind: Kind, dtype: torch.dtype | None, status: int, digest8: bytes) -> 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous, non-empty CPU tensor of any dtype, not copied."""
-    # numpy knows no bfloat16.
-    array = (tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
-    return array.data.cast("B")
+    return as_words(tensor).data.cast("B")
 
 
 class HeaderCheck:
@@ -273,10 +277,16 @@ def read_counts(data: memoryview, rows: int) -> Tensor:
     Raises:
         FrameError: a count is negative, or they do not sum to `rows`.
     """
-    counts = data.cast("q")
+    check_counts(data.cast("q"), rows)
+    return torch.frombuffer(bytearray(data), dtype=torch.int64)
+
+
+def check_counts(counts: Sequence[int], rows: int) -> None:
+    """Raises:
+    FrameError: a count is negative, or they do not sum to `rows`.
+    """
     if min(counts) < 0 or sum(counts) != rows:
         raise FrameError(f"counts that sum to {sum(counts)} for {rows} rows, the smallest {min(counts)}.")
-    return torch.frombuffer(bytearray(data), dtype=torch.int64)
 
 
 def allocate(frame: Frame) -> memoryview:

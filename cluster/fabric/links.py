@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -197,8 +198,21 @@ class Link:
             call.memory = batch.into
         elif batch is not None:
             call.memory = bytearray(payload)
+        # A replica that answers by socket, too, must not write where the result lies.
+        self.reader.divert(call.sequence)
         self._settle(call, frame)
         return call
+
+    def collect_last(self) -> StreamCall | None:
+        """The call whose result lies in the mailbox of a connection that has ended, its bell perhaps not heard yet."""
+        if (
+            self.mailed is not None
+            and self.mailbox is not None
+            and self.mailbox.result.sequence == self.mailed.sequence
+        ):
+            with suppress(FrameError):
+                return self.collect()
+        return None
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """Send what the socket takes, queue the rest; OSError where the connection is broken."""
@@ -236,6 +250,7 @@ class Link:
     def close(self) -> None:
         """Close the socket and the mailbox."""
         self.sock.close()
+        self.reader.place = None  # which names this link: the two would keep each other alive
         if self.mailbox is not None:
             self.mailbox.close()
             self.mailbox = None  # its memory is not to wait until somebody collects the link

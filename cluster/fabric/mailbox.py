@@ -11,6 +11,9 @@ where they lie.
 
 The area is a sealed memfd: it has no name, goes with its last user, and cannot be cut short under the other side's
 feet. Its order of writes is that of the CPU, which only x86 guarantees to be the program's: elsewhere there is none.
+
+Both ends have proved the cluster key, and as far as availability goes they trust each other: whoever holds a bell can
+fill its counter, so that it rings no more, or ring without end. What lies in the area is checked all the same.
 The idea is that of any shared-memory channel; Ray's compiled graphs and vLLM's message queue have one.
 """
 
@@ -29,7 +32,18 @@ import torch
 from torch import Tensor
 
 from cluster.errors import FrameError
-from cluster.fabric.frames import HEADER_BYTES, WHOLE, Buffer, Frame, HeaderCheck, Kind, lead
+from cluster.fabric.frames import (
+    HEADER_BYTES,
+    LEAD_BYTES,
+    MAX_U32,
+    WHOLE,
+    Buffer,
+    Frame,
+    HeaderCheck,
+    Kind,
+    check_counts,
+    lead,
+)
 
 AREA_BYTES = 2 << 20
 """Of requests, and as much of results. Only pages that were used once take memory."""
@@ -38,7 +52,7 @@ FILES = 3
 _LINE = 64
 _SHAPES = 512
 _MAX_LAYER = (1 << 16) - 1
-_MAX_U32 = (1 << 32) - 1
+_BELL = "anon_inode:[eventfd]"
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -55,7 +69,7 @@ class Letter:
         start = _payload_at(frame.n_counts)
         self.frame = frame
         self.payload = memory[start : start + frame.payload_bytes]
-        frame.placed = True
+        frame.mailed = True
         if frame.kind is Kind.ROWS and frame.dtype is not None:
             frame.tensor = torch.frombuffer(self.payload, dtype=frame.dtype).view(frame.rows, frame.hidden)
             frame.counts = torch.empty(frame.n_counts, dtype=torch.int64)
@@ -67,14 +81,10 @@ class Letter:
         """Copy them before they are checked: the other side could change them afterwards.
 
         Raises:
-            FrameError: like `frames.read_counts`.
+            FrameError: see `frames.check_counts`.
         """
         self._copy[:] = self._counts_here
-        counts = self._values.tolist()
-        if min(counts) < 0 or sum(counts) != self.frame.rows:
-            raise FrameError(
-                f"counts that sum to {sum(counts)} for {self.frame.rows} rows, the smallest {min(counts)}."
-            )
+        check_counts(self._values.tolist(), self.frame.rows)
 
 
 class Area:
@@ -116,8 +126,13 @@ class Area:
         place.copy_(output)
         size = request.payload_bytes
         WHOLE.pack_into(
-            self._memory, 0, front, request.sequence, 0, rows, hidden, 0, queue_rows, min(compute_us, _MAX_U32), 0, size
+            self._memory, 0, front, request.sequence, 0, rows, hidden, 0, queue_rows, min(compute_us, MAX_U32), 0, size
         )
+
+    @property
+    def sequence(self) -> int:
+        """That of the frame which lies here, 0 before the first; its payload was written before its header."""
+        return int.from_bytes(self._memory[LEAD_BYTES : LEAD_BYTES + 8], "little")
 
     def read(self, check: HeaderCheck) -> Letter:
         """What lies here.
@@ -180,7 +195,8 @@ class Mailbox:
         try:
             os.ftruncate(area, 2 * AREA_BYTES)
             fcntl.fcntl(area, fcntl.F_ADD_SEALS, _SEALS)
-            files += [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
+            for _ in range(FILES - 1):  # one by one: what there is already is closed where the next one fails
+                files.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
             return cls(files, own_bell=files[2], other_bell=files[1])
         except OSError:
             _close(files)
@@ -188,10 +204,13 @@ class Mailbox:
 
     @classmethod
     def adopt(cls, files: Sequence[int]) -> Mailbox | None:
-        """The router's end of what a replica sent along; None where that is no sealed area of the right size."""
+        """The router's end of what a replica sent along; None where that is no sealed area of the right size and two
+        bells: no other file can be trusted to be quick to write to, or be waited for at all.
+        """
         try:
             sealed = fcntl.fcntl(files[0], fcntl.F_GET_SEALS) & _SEALS == _SEALS
-            if len(files) == FILES and sealed and os.fstat(files[0]).st_size == 2 * AREA_BYTES:
+            bells = [os.readlink(f"/proc/self/fd/{file}") for file in files[1:]]
+            if sealed and bells == [_BELL] * (FILES - 1) and os.fstat(files[0]).st_size == 2 * AREA_BYTES:
                 return cls(files, own_bell=files[1], other_bell=files[2])
         except OSError:
             pass
@@ -203,7 +222,7 @@ class Mailbox:
         try:  # noqa: SIM105  `suppress` costs as much as the call
             os.eventfd_write(self._other_bell, 1)
         except BlockingIOError:
-            pass  # it has been rung 2^64 - 2 times without being heard: it will be heard
+            pass  # its counter is full, which takes 2^64 - 2 rings or an end that fills it: this one goes unheard
 
     def close(self) -> None:
         """Forget the bells. The memory goes when nobody looks at it any more. Idempotent."""

@@ -110,20 +110,24 @@ class SortedRows:
         self._memory = _Memory()
         self._hidden: Tensor | None = None
         self._token: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._gathered = False
 
     def start(self, hidden: Tensor, token: npt.NDArray[np.int64]) -> None:
         """Begin a layer: rows are `hidden[token]`; what `run` gave before is void."""
-        self._hidden, self._token, self._gathered = hidden, token, False
+        self._hidden, self._token = hidden, token
 
     def run(self, start: int, stop: int) -> memoryview:
-        """The bytes of rows `start` to `stop`, valid until the next `start`."""
-        if not self._gathered and self._hidden is not None:
+        """The bytes of rows `start` to `stop`, valid until the next `start`.
+
+        Bytes of a call that was forgotten may still wait to be sent when the next layer writes here. Those rows then
+        reach the replica mixed with others, which harms nobody: their header has bytes of its own, so the stream stays
+        in step, and the result is dropped.
+        """
+        if self._hidden is not None:
             rows, hidden = len(self._token), self._hidden.shape[1]
             self._memory.shape(rows, hidden, self._hidden.dtype)
             # Every token is in range; "clip" only keeps numpy from checking that in a buffer of its own.
             as_words(self._hidden).take(self._token, axis=0, out=self._memory.words, mode="clip")
-            self._gathered = True
+            self._hidden = None  # done with it: it must not outlive its layer
         width = len(self._memory.bytes) // len(self._token)
         return self._memory.bytes[start * width : stop * width]
 

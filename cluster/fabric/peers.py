@@ -53,15 +53,23 @@ class Peer:
         """Whether others are to be preferred at `now`."""
         return now < self._avoid_until_s
 
-    def answered(self, rows: int, round_trip_s: float, compute_s: float, queue_rows: int, now: float) -> None:
-        """`rows` came back after `round_trip_s`, of which the replica computed `compute_s`."""
+    def answered(
+        self, rows: int, round_trip_s: float, compute_s: float, queue_rows: int, now: float, *, exact: bool = True
+    ) -> None:
+        """`rows` came back after `round_trip_s`, of which the replica computed `compute_s`.
+
+        exact: the answer was taken when it came; otherwise it may have lain there, and the round trip was no longer.
+        """
         self.rows += rows
         self.failures = 0
         self.reason = ""
         self._avoid_until_s = self.retry_at_s = NEVER
         self._queue_rows, self._queue_at_s = queue_rows, now
         hop_s = max(round_trip_s - compute_s, 0.0)
-        self.hop_s = hop_s if hop_s < self.hop_s else self.hop_s + HOP_CREEP * (hop_s - self.hop_s)
+        if hop_s < self.hop_s:
+            self.hop_s = hop_s
+        elif exact:
+            self.hop_s += HOP_CREEP * (hop_s - self.hop_s)
         # Below a hop the fixed costs of a call are measured, not the speed of the device.
         if compute_s > self.hop_s:
             self.speed_rows_per_s += SPEED_GAIN * (rows / compute_s - self.speed_rows_per_s)

@@ -23,7 +23,7 @@ from torch import Tensor
 from cluster.errors import EngineError, ExpertsUnavailableError, FabricError, HandshakeError, ReplicaLostError
 from cluster.fabric.balance import Share, split
 from cluster.fabric.packing import Packed, Results, SortedRows
-from cluster.fabric.peers import Peer, Peers
+from cluster.fabric.peers import NEVER, Peer, Peers
 from cluster.fabric.transport import Batch, Call, Transport
 
 STRANDED_POLL_S = 0.05
@@ -97,7 +97,8 @@ class _Sent:
 class Scatter:
     """Every row is open (sent), stranded (nobody to send it to) or among the results.
 
-    answered: (group, time of its last row) in order of time. resends: batches that failed in some way.
+    answered: (group, time of its last row) in order of time. resends: batches that failed in some way. free_s: when the
+    caller's own work was done, before which nobody listened; `NEVER` where there was none.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Scatter:
         """hidden: [T, H] on the CPU. turn: rotates the choice between equal replicas."""
         self.answered: list[tuple[int, float]] = []
         self.resends = 0
+        self.free_s = NEVER
         self._env = environment
         self._layer = layer
         self._hidden = hidden
@@ -114,6 +116,7 @@ class Scatter:
         self._turn = turn
         self._open: dict[int, _Sent] = {}
         self._stranded: list[_Part] = []
+        self._listened = False
         self._missing = {rows.group: rows.stop - rows.start for rows in packed.groups}
 
     def run(self, meanwhile: Callable[[], None] | None = None) -> None:
@@ -130,6 +133,7 @@ class Scatter:
                 self._place(_Part(group, start, stop, counts))
             if meanwhile is not None:
                 meanwhile()
+                self.free_s = self._env.clock()
             while self._open or self._stranded:
                 self._gather()
                 if self._stranded:
@@ -193,7 +197,7 @@ class Scatter:
             env.news.wait(self._pause_s(env.clock()))
             return
         # Entered in order of time.
-        silent_at_s = next(iter(self._open.values())).at_s + env.timeout_s
+        silent_at_s = self._silent_at_s(next(iter(self._open.values())))
         timeout_s = max(silent_at_s - env.clock(), 0.0)
         if self._stranded:
             timeout_s = min(timeout_s, STRANDED_POLL_S)
@@ -201,6 +205,7 @@ class Scatter:
         now = env.clock()
         for call in done:
             self._take(call, now)
+        self._listened = True
         if now >= silent_at_s:
             self._give_up_silent(now)
 
@@ -222,7 +227,9 @@ class Scatter:
             self._failed(part, peer, error)
             self._place(part)
             return
-        peer.answered(rows, now - sent.at_s, call.compute_s, call.queue_rows, now)
+        # What the first look after the caller's own work finds may have come long before.
+        exact = self._listened or sent.at_s >= self.free_s
+        peer.answered(rows, now - sent.at_s, call.compute_s, call.queue_rows, now, exact=exact)
         self._missing[part.group] -= rows
         if not self._missing[part.group]:
             self.answered.append((part.group, now))
@@ -245,11 +252,14 @@ class Scatter:
             raise EngineError(f"replica {peer.replica.id} could not compute layer {self._layer}: {error}") from error
 
     def _give_up_silent(self, now: float) -> None:
-        for sent in [sent for sent in self._open.values() if now >= sent.at_s + self._env.timeout_s]:
+        for sent in [sent for sent in self._open.values() if now >= self._silent_at_s(sent)]:
             del self._open[id(sent.call)]
             self._forget(sent)
             self._failed(sent.part, sent.peer, ReplicaLostError(f"no answer within {self._env.timeout_s:g} s"))
             self._place(sent.part)
+
+    def _silent_at_s(self, sent: _Sent) -> float:
+        return max(sent.at_s, self.free_s) + self._env.timeout_s
 
     def _forget(self, sent: _Sent) -> None:
         self._env.transport.forget(sent.call)

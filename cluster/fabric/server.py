@@ -225,7 +225,7 @@ class ExpertServer:
         if not connection.open:
             return
         connection.waiting_bytes -= frame.payload_bytes
-        if frame.placed:
+        if frame.mailed:
             if job.output is not None:
                 compute_us = int(job.compute_s * 1e6)
                 self._connections.answer(connection, frame, job.output, self._device.queue_rows, compute_us)

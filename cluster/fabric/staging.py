@@ -8,7 +8,8 @@ so that a copy neither stops the host in the driver nor waits for work that come
     host                        waits for this copy alone, then scatters and gathers
 
 Pinned memory comes from torch's caching allocator, so asking for it for every layer costs little after the first.
-Works with any device module that has streams (torch.cuda, torch.xpu). Its order of operations is tested with a module
+Works with any device module that has streams (torch.cuda, torch.xpu); devices without are copied from and to the plain
+way, waiting. Its order of operations is tested with a module
 that writes down what is asked of it; none of it has run on a GPU yet.
 """
 
@@ -39,12 +40,31 @@ class NoStaging:
     """The device is the CPU."""
 
     def leave(self, *tensors: Tensor) -> list[Tensor]:
-        """The tensors themselves."""
-        return list(tensors)
+        """The tensors themselves; copies of those that are elsewhere nevertheless."""
+        return [tensor if tensor.is_cpu else tensor.cpu() for tensor in tensors]
 
     def arrive(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
         return tensor
+
+    def memory(self, size_bytes: int) -> Tensor:
+        """Plain memory."""
+        return plain_bytes(size_bytes)
+
+
+class PlainStaging:
+    """The device has no streams: every copy is waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def leave(self, *tensors: Tensor) -> list[Tensor]:
+        """Wait for the tensors and copy those that are not on the CPU."""
+        return [tensor.cpu() for tensor in tensors]
+
+    def arrive(self, tensor: Tensor) -> Tensor:
+        """Copy and wait."""
+        return tensor.to(self._device)
 
     def memory(self, size_bytes: int) -> Tensor:
         """Plain memory."""
@@ -64,12 +84,16 @@ class PinnedStaging:
         self._copies = module.Stream(device)
 
     def leave(self, *tensors: Tensor) -> list[Tensor]:
-        """Wait for what computes the tensors and for their copies, for nothing else."""
+        """Wait for what computes the tensors and for their copies, for nothing else. Those of the CPU stay."""
         self._copies.wait_stream(self._module.current_stream(self._device))
         with self._module.stream(self._copies):
-            hosts = [self._host_like(tensor).copy_(tensor, non_blocking=True) for tensor in tensors]
+            hosts = [
+                tensor if tensor.is_cpu else self._host_like(tensor).copy_(tensor, non_blocking=True)
+                for tensor in tensors
+            ]
         for tensor in tensors:
-            tensor.record_stream(self._copies)  # its memory may not be given to others before it was copied
+            if not tensor.is_cpu:
+                tensor.record_stream(self._copies)  # its memory may not be given to others before it was copied
         self._copies.synchronize()
         return hosts
 
@@ -96,4 +120,5 @@ def staging_for(device: torch.device) -> Staging:
     """The staging between `device` and the CPU."""
     if device.type == "cpu":
         return NoStaging()
-    return PinnedStaging(device, torch.get_device_module(device))
+    module = getattr(torch, device.type, None)
+    return PinnedStaging(device, module) if hasattr(module, "Stream") else PlainStaging(device)

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
@@ -132,7 +133,7 @@ class StreamTransport:
 
     def _linger(self) -> list[tuple[Link | Callable[[], None], int]]:
         """What is ready after a few looks, while a batch lies in a mailbox; whoever has work for this core gets it."""
-        if any(link.mailed is not None for link in self._links.values()):
+        if any(link.mailed is not None and not link.mailed.forgotten for link in self._links.values()):
             for _ in range(_LOOKS):
                 if ready := self._poller.poll(0.0):
                     return ready
@@ -213,20 +214,31 @@ class StreamTransport:
                 timeout_s=self._connect_timeout_s,
                 limits=self._limits,
             )
+            self._watch(link)
             self._links[replica.id] = link
-            self._poller.register(link.sock, READ, link)
-            link.events = READ
-            if link.mailbox is not None:
-                self._poller.register(link.mailbox.bell, EDGE, partial(self._collect, link))
         if link.leaving:
             raise ReplicaLostError(f"{replica.id} is draining.")
         return link
+
+    def _watch(self, link: Link) -> None:
+        """Listen to a new link, or close it."""
+        with ExitStack() as undo:
+            undo.callback(link.close)
+            try:
+                self._poller.register(link.sock, READ, link)
+                undo.callback(self._poller.unregister, link.sock)
+                if link.mailbox is not None:
+                    self._poller.register(link.mailbox.bell, EDGE, partial(self._collect, link))
+            except OSError as error:
+                raise ReplicaLostError(f"{link.replica_id} cannot be listened to: {error}.") from None
+            undo.pop_all()
+        link.events = READ
 
     def _push(self, link: Link, buffers: list[Buffer]) -> None:
         try:
             link.send(buffers)
         except OSError as error:
-            self._lose(link, str(error))
+            self._break(link, str(error))
             return
         if link.writer.pending_bytes:
             self._update_events(link)
@@ -242,7 +254,7 @@ class StreamTransport:
         except BlockingIOError:
             pass
         except (FrameError, OSError) as error:
-            self._lose(link, str(error))
+            self._break(link, str(error))
         for call in answered:
             self._arrived(call)
         if link.events != READ:
@@ -275,6 +287,13 @@ class StreamTransport:
         if events != link.events and self._links.get(link.replica_id) is link:
             self._poller.modify(link.sock, events)
             link.events = events
+
+    def _break(self, link: Link, reason: str) -> None:
+        """The other side ended the connection, or spoilt it: what it had put into the mailbox before counts."""
+        call = link.collect_last()
+        if call is not None:
+            self._arrived(call)
+        self._lose(link, reason)
 
     def _lose(self, link: Link, reason: str) -> None:
         """The connection is over: so are its calls."""

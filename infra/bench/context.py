@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
-
-from infra.bench.figures import Figure
 
 Kept = TypeVar("Kept")
 
@@ -25,10 +23,12 @@ class Context:
     """scratch: a folder that is removed at the end. smoke: smallest sizes and fewest rounds: does the harness run?
 
     stack: what is closed at the end. shared: what sides have in common, by name.
+    has_served: a side has started the server in this run, so the libraries it loads are in memory.
     """
 
     scratch: Path
     smoke: bool = False
+    has_served: bool = False
     started_at: float = field(default_factory=time.monotonic)
     stack: ExitStack = field(default_factory=ExitStack)
     shared: dict[str, Any] = field(default_factory=dict)
@@ -56,6 +56,3 @@ class Context:
     def rounds(self, full: int) -> int:
         """`full`, or 1 in a smoke run."""
         return 1 if self.smoke else full
-
-
-Side = Callable[[Context], Iterable[Figure]]

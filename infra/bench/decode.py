@@ -1,11 +1,12 @@
 """Decoding through HTTP against the engine alone, the whole model's `generate`, and `transformers serve`.
 
 Sides take turns while the others wait idle: the whole model's process and those of the engine alone block on pipes and
-sockets, the server's Ray goes on polling itself (its idle CPU share is a figure). All sides get random prompts of
-PROMPT_TOKENS ids, new ones in every run so that no prefix is found in a cache, and give exactly NEW_TOKENS tokens each,
-greedily. Tokens per second are over the whole run, prompts included. `generate` runs with one torch thread and with
-two, and the faster one counts. The HTTP clients share the machine with the server; what they use is a figure too.
-A token whose bytes are no whole character yet is sent with a later one, which the coalescing factor includes.
+sockets, the server's Ray goes on polling itself (its idle CPU share is a figure, and so is what that costs `generate`,
+which has also run before the server started). All sides get random prompts of PROMPT_TOKENS ids, new ones in every run
+so that no prefix is found in a cache, and give exactly NEW_TOKENS tokens each, greedily. Tokens per second are over the
+whole run, prompts included. `generate` runs with one torch thread and with two, and the faster one counts. The HTTP
+clients share the machine with the server; what they use is a figure too. A token whose bytes are no whole character yet
+is sent with a later one, which the coalescing factor includes.
 """
 
 from __future__ import annotations
@@ -33,13 +34,34 @@ CLIENTS, PEER_CLIENTS = (1, 8, 32), (1, 16)
 ENGINE_TARGET = {8: 1.0, 32: 1.0}
 HTTP_TARGET = {1: 0.9, 32: 0.9}
 STRETCH_TARGET = {32: 1.25}
-CPU_TARGET = {32: 1.25}
+CPU_TARGET = 1.25
 PEER_TARGET = {16: 8.0}
+GIVEN_UP = 1.5
+"""How much slower a number of threads is that does not take turns any more. An idle server takes a smaller share."""
 IDLE_S = 3.0
 SHOWN_MS = 0.05
 """CPU per token of a kind of process that is worth a line."""
 
 _seeds = itertools.count(1000)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What takes turns on one model.
+
+    server: None where there is none. alone: of `without_server`, where there is one.
+    """
+
+    model: BenchModel
+    whole: WholeModel
+    engine: SplitModel
+    server: Endpoint | None = None
+    alone: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+
+    def threads(self, clients: int) -> list[int]:
+        """The numbers of threads worth trying: what was far slower without a server will not win beside one."""
+        speed = self.alone.get(clients, dict.fromkeys(THREADS, 1.0))
+        return [threads for threads in THREADS if GIVEN_UP * speed[threads] >= max(speed.values())]
 
 
 @dataclass
@@ -58,44 +80,49 @@ class _Taken:
         return Samples(tuple(self.cpu_ms[side]))
 
 
-def decode(
-    context: Context, model: BenchModel, whole: WholeModel, engine: SplitModel, server: Endpoint | None
-) -> Iterable[Figure]:
+def decode(context: Context, sides: Sides) -> Iterable[Figure]:
     """Figures at each number of clients; without a server, of the engine alone. A smoke run takes few tokens."""
+    name, server = sides.model.name, sides.server
     idle_share = 0.0 if server is None else _idle_share(server)
     if server is not None:
-        yield Figure(SIDE, model.name, "CPU of the idle server, share of a core", idle_share, "")
+        yield Figure(SIDE, name, "CPU of the idle server, share of a core", idle_share, "")
     new_tokens = WARM_UP_TOKENS // 2 if context.smoke else NEW_TOKENS
     for clients in CLIENTS[:2] if context.smoke else CLIENTS:
-        context.progress(f"{model.name}: decode, {clients} clients")
-        _run_all(model, whole, engine, server, clients, WARM_UP_TOKENS, taken := _Taken())
+        context.progress(f"{name}: decode, {clients} clients")
+        _run_all(sides, clients, WARM_UP_TOKENS, _Taken())
         taken = _Taken()
         # One client costs least and varies most.
         rounds = context.rounds(3 if clients == 1 else 2)
-        speed = _run_all(model, whole, engine, server, clients, new_tokens, taken, rounds)
-        case = f"{model.name}, {clients} clients"
+        speed = _run_all(sides, clients, new_tokens, taken, rounds)
+        case = f"{name}, {clients} clients"
         yield from _speed_figures(case, clients, speed)
         if server is not None:
+            yield _idling_figure(case, speed, max(sides.alone[clients].values()))
             yield from _http_figures(case, clients, taken, idle_share)
 
 
-def _run_all(
-    model: BenchModel,
-    whole: WholeModel,
-    engine: SplitModel,
-    server: Endpoint | None,
-    clients: int,
-    new_tokens: int,
-    taken: _Taken,
-    rounds: int = 1,
-) -> dict[str, Samples]:
+def without_server(context: Context, model: BenchModel, whole: WholeModel) -> dict[int, dict[int, float]]:
+    """Clients -> number of threads -> tokens per second of `generate`, while no server runs."""
+    speed: dict[int, dict[int, float]] = {}
+    for clients in CLIENTS:
+        context.progress(f"{model.name}: generate without a server, batch of {clients}")
+        speed[clients] = {}
+        for threads in THREADS:
+            whole.generate_s(_prompts(model, clients), WARM_UP_TOKENS, threads)
+            took_s = whole.generate_s(_prompts(model, clients), NEW_TOKENS, threads)
+            speed[clients][threads] = clients * NEW_TOKENS / took_s
+    return speed
+
+
+def _run_all(sides: Sides, clients: int, new_tokens: int, taken: _Taken, rounds: int = 1) -> dict[str, Samples]:
     """Tokens per second of the sides in turn; `taken` gets what else they tell."""
+    model, server = sides.model, sides.server
 
     def generate(threads: int) -> float:
-        return clients * new_tokens / whole.generate_s(_prompts(model, clients), new_tokens, threads)
+        return clients * new_tokens / sides.whole.generate_s(_prompts(model, clients), new_tokens, threads)
 
     def alone() -> float:
-        done = engine.decode(clients, PROMPT_TOKENS, new_tokens)
+        done = sides.engine.decode(clients, PROMPT_TOKENS, new_tokens)
         taken.cpu_ms["engine"].append(1e3 * done.cpu_s / done.tokens)
         return done.tokens_per_s
 
@@ -110,20 +137,17 @@ def _run_all(
         taken.loads.append(load)
         return load.tokens_per_s
 
-    sides: dict[str, Callable[[], float]] = {
-        f"generate, {threads} threads": partial(generate, threads) for threads in THREADS
+    runs: dict[str, Callable[[], float]] = {
+        f"generate, {threads} threads": partial(generate, threads) for threads in sides.threads(clients)
     }
-    sides["engine"] = alone
+    runs["engine"] = alone
     if server is not None:
-        sides["http"] = http
-    return alternate(sides, rounds=rounds, warm_up=0)
+        runs["http"] = http
+    return alternate(runs, rounds=rounds, warm_up=0)
 
 
 def _speed_figures(case: str, clients: int, speed: dict[str, Samples]) -> Iterable[Figure]:
-    against, whole = max(
-        ((side, samples) for side, samples in speed.items() if side.startswith("generate")),
-        key=lambda item: item[1].median,
-    )
+    against, whole = _best_generate(speed)
     for side, what, targets in (
         ("engine", "decode, engine alone", ENGINE_TARGET),
         ("http", "decode, HTTP", HTTP_TARGET),
@@ -134,10 +158,23 @@ def _speed_figures(case: str, clients: int, speed: dict[str, Samples]) -> Iterab
             yield compared(SIDE, case, what, speed[side], against, whole, unit="tokens/s", target=target, at_most=False)
 
 
+def _best_generate(speed: dict[str, Samples]) -> tuple[str, Samples]:
+    """Name and samples of the faster number of threads."""
+    generates = ((side, samples) for side, samples in speed.items() if side.startswith("generate"))
+    return max(generates, key=lambda item: item[1].median)
+
+
+def _idling_figure(case: str, speed: dict[str, Samples], alone: float) -> Figure:
+    """What the reference loses to a server that only idles beside it, which flatters the other sides."""
+    _, whole = _best_generate(speed)
+    what = "generate, server idle"
+    return Figure(SIDE, case, what, whole.median, "tokens/s", "no server", alone, spread=whole.spread)
+
+
 def _http_figures(case: str, clients: int, taken: _Taken, idle_share: float) -> Iterable[Figure]:
     http, engine, loads = taken.cpu("http"), taken.cpu("engine"), taken.loads
-    what, target = "CPU per token, all server processes", CPU_TARGET.get(clients)
-    yield compared(SIDE, case, what, http, "engine alone", engine, unit="ms", target=target)
+    what = "CPU per token, all server processes"
+    yield compared(SIDE, case, what, http, "engine alone", engine, unit="ms", target=CPU_TARGET)
     above = [cpu_ms - 1e3 * idle_share / load.tokens_per_s for cpu_ms, load in zip(http.values, loads, strict=True)]
     what = "CPU per token, without what idling takes"
     yield compared(SIDE, case, what, Samples(tuple(above)), "engine alone", engine, unit="ms")

@@ -4,8 +4,8 @@
 calls:
 
     floor       the bytes of every group's rows through bare sockets, there and back (`floor`)
-    transport   Transport.send of what the dispatcher would send, and wait until all results are in memory. Where `send`
-                takes rows out of the hidden states itself, that is part of this
+    transport   Transport.send of what the dispatcher would send, and wait until all results are in memory. Rows are
+                taken out of the hidden states once, before the first call: that is a part of `whole` alone
     whole       Dispatcher.scatter_gather
     plain       pack and combine as one writes them in torch, nothing sent
     around      the same with the floor's ping-pong between the two: after a wait the processor has forgotten their
@@ -133,7 +133,8 @@ def run(context: Context) -> Iterable[Figure]:
             figures += _against_floor(given, ours, processes.view, floor, rounds=context.rounds(ROUNDS))
         if not context.smoke:
             context.progress("fabric: starting Ray and Serve for what one would write first")
-            figures += _against_ray([layer_input(tokens, 0) for tokens in PROMISED_TOKENS], ours, context)
+            promised = [layer_input(tokens, layer) for layer in range(len(WIDTHS)) for tokens in PROMISED_TOKENS]
+            figures += _against_ray(promised, ours, context)
     return figures
 
 

@@ -24,7 +24,7 @@ GROUPS = (1, 2, 4, 8)
 SEQUENCES = (1, 2, 4, 8, 16, 32, 64)
 CONTEXT_TOKENS = (128, 512, 1024, 2048, 4096)
 SEQUENCES_OF_GROUPS, SEQUENCES_OF_CONTEXT = 8, 4
-PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 16, 48, 5
+PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 16, 48, 4
 KV_TOKENS = 40960
 """Enough to keep every prompt of the context axis from round to round."""
 
@@ -88,6 +88,25 @@ def _figures(case: str, axis: str, taken: Mapping[str, Samples]) -> Iterator[Fig
         against = f"{factor:g} x that at {small}"
         what = f"step at {large} {axis}"
         yield compared("growth", case, what, taken[large], against, linear, unit="ms", target=1.0)
+    if len(sizes) > 2:
+        yield _bend(case, axis, taken)
+
+
+def _bend(case: str, axis: str, taken: Mapping[str, Samples]) -> Figure:
+    """What one more of `axis` costs in the last doubling, against the mean before it: above 1 the curve bends upwards.
+
+    A step costs something at size 0 too, which hides a bend from the figures that compare whole steps.
+    """
+    first, *_, before, last = taken
+    what, against = f"one more of {axis}, from {before} to {last}", f"from {first} to {before}"
+    slopes = (marginal(taken, before, last), marginal(taken, first, before))
+    return compared("growth", case, what, slopes[0], against, slopes[1], unit="ms")
+
+
+def marginal(taken: Mapping[str, Samples], small: str, large: str) -> Samples:
+    """Time per unit of size between two sizes, round by round."""
+    pairs = zip(taken[small].values, taken[large].values, strict=True)
+    return Samples(tuple((more - less) / (int(large) - int(small)) for less, more in pairs))
 
 
 def _changed(args: AppConfig, part: str, **values: object) -> AppConfig:

@@ -50,17 +50,15 @@ class LoadError(Exception):
 class Stream:
     """One client's answer. Times in seconds since all clients started.
 
-    first_s: arrival of the first event. end_s: of the last. gaps_s: between consecutive arrivals.
+    first_s: arrival of the first event. gaps_s: between consecutive arrivals.
     tokens: completion tokens by the server's own usage. events: those that carried output. reads: arrivals of data.
     """
 
     first_s: float
-    end_s: float
     gaps_s: tuple[float, ...]
     tokens: int
     events: int
     reads: int
-    received_bytes: int
 
 
 @dataclass(frozen=True)
@@ -93,10 +91,6 @@ class Load:
     def gap_s(self, share: float) -> float:
         """The percentile `share` (0 to 1) of the times between two arrivals of one stream."""
         return percentile((gap_s for stream in self.streams for gap_s in stream.gaps_s), share)
-
-    def first_s(self, share: float) -> float:
-        """The percentile `share` (0 to 1) of the times to the first token."""
-        return percentile((stream.first_s for stream in self.streams), share)
 
 
 def run_load(url: str, bodies: Sequence[Mapping[str, Any]], *, new_tokens: int, timeout_s: float) -> Load:
@@ -172,7 +166,7 @@ def parse(arrivals: Sequence[tuple[float, bytes]], started_at: float) -> Stream:
     times = _arrival_times(arrivals, len(head))
     gaps = tuple(later - earlier for earlier, later in itertools.pairwise(times))
     tokens = int(usage["completion_tokens"])
-    return Stream(times[0] - started_at, times[-1] - started_at, gaps, tokens, shown, len(arrivals), len(raw))
+    return Stream(times[0] - started_at, gaps, tokens, shown, len(arrivals))
 
 
 def _arrival_times(arrivals: Sequence[tuple[float, bytes]], head_bytes: int) -> list[float]:

@@ -1,7 +1,7 @@
 """Memory of a running server: the proportional set size of each of its processes, named after what it does.
 
 Knows the names Ray gives its processes. Shared pages (torch's libraries, weights mapped by several) count once, in
-equal parts, so sums mean something.
+equal parts, so sums mean something. Whatever else maps the same files takes its part too, and should have ended before.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def weightless_s(tmp_path_factory: pytest.TempPathFactory) -> float:
     folder = tmp_path_factory.mktemp("weightless")
     port = free_port()
     config = folder / "serve.yaml"
-    application = {"name": "weightless", "route_prefix": "/", "import_path": "tests.e2e.weightless:build"}
+    application = {"name": "weightless", "route_prefix": "/", "import_path": "infra.bench.weightless_app:build"}
     config.write_text(json.dumps({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}))
     command = [str(Path(sys.executable).with_name("serve")), "run", str(config)]
     with serving(command, port, folder / "log") as server:

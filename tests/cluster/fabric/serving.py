@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -19,6 +20,7 @@ from torch import Tensor
 from cluster.fabric.frame_io import FrameReader
 from cluster.fabric.frames import HANDSHAKE_LIMITS, Buffer, Frame, Limits
 from cluster.fabric.handshake import NONCE_BYTES, Identity, ReplicaHandshake, RouterHandshake
+from cluster.fabric.links import Link
 from cluster.fabric.server import ExpertServer, ServedGroup
 from cluster.fabric.stream import StreamTransport
 from cluster.fabric.transport import Batch, Call
@@ -119,6 +121,18 @@ def finished(stream: StreamTransport, calls: Sequence[Call]) -> list[Call]:
     return done
 
 
+def answered(stream: StreamTransport, replica: Replica, sent: Batch) -> Link:
+    """Send a batch, check its result; the link it took."""
+    call = stream.send(replica, sent, WAIT_S)
+    finished(stream, [call])
+    assert torch.equal(call.result(), expected(sent))
+    return stream._links[replica.id]
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 @dataclass
 class Gate:
     """A compute that waits until `open` is set, says that it was `entered`, and remembers what it was called with."""
@@ -192,6 +206,10 @@ def wired(server: ExpertServer) -> Iterator[Wire]:
         yield wire
     finally:
         wire.close()
+
+
+def unheard(wire: Wire, frame: Frame) -> None:
+    """What comes by socket is not answered."""
 
 
 @contextmanager

@@ -19,38 +19,30 @@ from torch import Tensor
 
 from cluster.errors import FabricError, ReplicaLostError
 from cluster.fabric.frames import WHOLE, Frame, Kind, Status, encode, lead
-from cluster.fabric.links import Link
 from cluster.fabric.mailbox import AREA_BYTES, SUPPORTED, Mailbox
 from cluster.fabric.server import ExpertServer
-from cluster.fabric.stream import StreamTransport
 from cluster.fabric.transport import Batch
-from cluster.membership import Replica
 from tests.cluster.fabric.serving import (
     DIGEST,
     HIDDEN,
     WAIT_S,
     Gate,
     Wire,
+    answered,
     batch,
     expected,
     finished,
     impostor,
+    open_files,
     serving,
     times_expert,
     transport,
+    unheard,
     until,
 )
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="there is no mailbox on this system")
 DIGEST8 = DIGEST[:8]
-
-
-def answered(stream: StreamTransport, replica: Replica, sent: Batch) -> Link:
-    """Send a batch, check its result; the link it took."""
-    call = stream.send(replica, sent, WAIT_S)
-    finished(stream, [call])
-    assert torch.equal(call.result(), expected(sent))
-    return stream._links[replica.id]
 
 
 # -- what goes through it ----------------------------------------------------------------------------------------------
@@ -162,10 +154,6 @@ def test_routers_of_other_nodes_have_no_mailbox() -> None:
     with serving(tcp=True) as (server, replica), transport(node_id="another-node") as stream:
         assert answered(stream, replica, batch()).mailbox is None
         assert all(connection.mailbox is None for connection in server._connections.routers)
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def mapped_areas() -> int:
@@ -301,10 +289,6 @@ def test_a_second_request_before_the_answer_closes_the_connection() -> None:
 # -- nonsense from a replica -------------------------------------------------------------------------------------------
 
 
-def unheard(wire: Wire, frame: Frame) -> None:
-    """What comes by socket is not answered."""
-
-
 def result(sequence: int = 1, rows: int = 3, dtype: torch.dtype = torch.float32, digest8: bytes = DIGEST8) -> bytes:
     return bytes(encode(Kind.RESULT, sequence, digest8=digest8, body=torch.ones(rows, HIDDEN, dtype=dtype))[0])
 
@@ -368,8 +352,11 @@ def bell() -> int:
         lambda: [area(AREA_BYTES), bell(), bell()],
         lambda: [area(), bell()],
         lambda: [bell(), bell(), bell()],
+        lambda: [area(), bell(), area()],
+        lambda: [area(), os.open(os.devnull, os.O_RDWR), bell()],
+        lambda: [area(), *os.pipe()],
     ],
-    ids=["not sealed", "too small", "no second bell", "no memory"],
+    ids=["not sealed", "too small", "no second bell", "no memory", "a file as bell", "a device as bell", "pipes"],
 )
 def test_files_that_are_no_mailbox_are_not_adopted_and_closed(make: Callable[[], list[int]]) -> None:
     before = open_files()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -127,3 +129,15 @@ def test_more_experts_than_a_short_integer_counts() -> None:
     packed = LayerTable(owner).pack(torch.tensor([[39_999, 0]]))
     assert [(rows.group, rows.start, rows.stop) for rows in packed.groups] == [(0, 0, 1), (1, 1, 2)]
     assert packed.order.tolist() == [1, 0]
+
+
+def test_a_layers_tensor_is_let_go_once_its_rows_are_gathered() -> None:
+    rows = SortedRows()
+    hidden = torch.arange(6.0).view(3, 2)
+    rows.start(hidden, np.array([2, 0]))
+    assert bytes(rows.run(0, 1)) == hidden[2:].numpy().tobytes()
+    first = hidden[:1].numpy().tobytes()
+    alive = weakref.ref(hidden)
+    del hidden
+    assert alive() is None
+    assert bytes(rows.run(1, 2)) == first

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cluster.fabric.staging import NoStaging, PinnedStaging, Staging, staging_for
+from cluster.fabric.staging import NoStaging, PinnedStaging, PlainStaging, Staging, staging_for
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -40,6 +40,30 @@ def test_on_the_cpu_nothing_is_copied() -> None:
     tensor = torch.ones(2)
     assert staging.leave(tensor)[0] is tensor
     assert staging.arrive(tensor) is tensor
+
+
+class Elsewhere(Tensor):
+    """A tensor that says it is not on the CPU."""
+
+    is_cpu = False  # type: ignore[assignment]
+
+
+def elsewhere() -> Tensor:
+    return torch.randn(3, 2).as_subclass(Elsewhere)
+
+
+def test_a_device_without_streams_copies_the_plain_way() -> None:
+    staging = staging_for(torch.device("meta"))
+    assert isinstance(staging, PlainStaging)
+    tensor = torch.ones(2)
+    assert staging.leave(tensor)[0] is tensor
+    assert staging.arrive(tensor).device.type == "meta"
+    assert staging.memory(5).shape == (5,)
+
+
+def test_a_device_whose_module_has_no_streams_copies_the_plain_way() -> None:
+    assert not hasattr(torch.mps, "Stream")
+    assert isinstance(staging_for(torch.device("mps")), PlainStaging)
 
 
 class Stream:
@@ -88,7 +112,7 @@ def noted(module: Module) -> tuple[Staging, patch]:  # type: ignore[valid-type]
 def test_what_leaves_is_copied_beside_the_computation_and_the_host_waits_for_the_copy_alone() -> None:
     module = Module()
     staging, noting = noted(module)
-    tensor = torch.randn(3, 2)
+    tensor = elsewhere()
     with noting:
         (left,) = staging.leave(tensor)
     assert torch.equal(left, tensor)
@@ -99,6 +123,18 @@ def test_what_leaves_is_copied_beside_the_computation_and_the_host_waits_for_the
         "memory kept for copies",
         "host waits for copies",
     ]
+
+
+def test_what_is_on_the_cpu_already_is_handed_through_beside_what_is_copied() -> None:
+    module = Module()
+    staging, noting = noted(module)
+    away, here = elsewhere(), torch.tensor([5])
+    with noting:
+        copied, same = staging.leave(away, here)
+    assert torch.equal(copied, away)
+    assert copied is not away
+    assert same is here
+    assert module.notes.count("memory kept for copies") == 1
 
 
 def test_what_arrives_is_waited_for_by_the_computation_and_not_by_the_host() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+import weakref
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from cluster.errors import FabricError, HandshakeError, ReplicaLostError
 from cluster.fabric.frames import Frame, Kind, Limits, encode
 from cluster.fabric.links import StreamCall
 from cluster.fabric.stream import StreamTransport
+from cluster.fabric.transport import Batch
 from cluster.membership import Address, Replica
 from tests.cluster.fabric.serving import (
     DIGEST,
@@ -122,6 +124,16 @@ def test_a_draining_replica_finishes_its_calls_and_takes_no_new_ones() -> None:
             stream.send(replica, batch(), WAIT_S)
 
 
+def test_a_router_that_joins_during_the_drain_sends_elsewhere() -> None:
+    for node in (NODE, "another-node"):
+        with serving(tcp=True) as (server, replica), transport(node_id=node) as stream:
+            # As for a router that was half-way through its handshake when the drain began.
+            server._connections.draining = True
+            with pytest.raises(ReplicaLostError, match="is draining"):
+                stream.send(replica, batch(), WAIT_S)
+            assert stream._links[replica.id].leaving
+
+
 def test_a_forgotten_result_is_dropped() -> None:
     gate = Gate()
     with serving(gate) as (_, replica), transport() as stream:
@@ -132,6 +144,71 @@ def test_a_forgotten_result_is_dropped() -> None:
         gate.open.set()
         assert finished(stream, [wanted]) == [wanted]
         assert wanted.error is None
+
+
+LARGE = (100, 100, 0)
+WIDE = 4096
+"""Together more than a reader stages and than a mailbox holds."""
+
+
+def placed(fill: float = 0.0) -> tuple[Batch, memoryview]:
+    """A large batch, and where its result is to go."""
+    sent = batch(LARGE, hidden=WIDE)
+    sent.into = memoryview(bytearray(torch.full((sum(LARGE), WIDE), fill).numpy().tobytes()))
+    return sent, sent.into
+
+
+@pytest.mark.parametrize("node", [NODE, "another-node"])
+def test_a_large_result_is_received_where_it_belongs(node: str) -> None:
+    with serving(hidden=WIDE, tcp=True) as (_, replica), transport(node_id=node) as stream:
+        for _ in range(2):
+            sent, into = placed()
+            call = stream.send(replica, sent, WAIT_S)
+            finished(stream, [call])
+            assert sent.placed
+            assert bytes(into) == expected(sent).numpy().tobytes()
+            assert torch.equal(call.result(), expected(sent))
+
+
+def test_what_is_missing_of_a_forgotten_result_goes_where_it_harms_nobody() -> None:
+    rest = threading.Event()
+    late = torch.ones(sum(LARGE), WIDE)
+
+    def answer(wire: Wire, frame: Frame) -> None:
+        assert frame.tensor is not None
+        if rest.is_set():
+            wire.send(encode(Kind.RESULT, frame.sequence, digest8=DIGEST8, body=frame.tensor * 2))
+            return
+        data = b"".join(map(bytes, encode(Kind.RESULT, frame.sequence, digest8=DIGEST8, body=late)))
+        wire.send([data[: len(data) // 2]])
+        assert rest.wait(WAIT_S)
+        wire.send([data[len(data) // 2 :]])
+
+    with impostor(answer) as replica, transport() as stream:
+        sent, into = placed(fill=7.0)
+        call = stream.send(replica, sent, WAIT_S)
+        while stream.bytes_received < len(into) // 2:
+            assert stream.wait([call], 0.01) == []
+        stream.forget(call)
+        before = bytes(into)
+        half = np.frombuffer(before, dtype=np.float32)
+        assert (half[0], half[-1]) == (1.0, 7.0)
+        rest.set()
+        again, _ = placed()
+        later = stream.send(replica, again, WAIT_S)
+        finished(stream, [later])
+        assert bytes(into) == before
+        assert not sent.placed
+        assert torch.equal(later.result(), again.hidden[again.index] * 2)
+
+
+def test_a_link_goes_with_its_connection() -> None:
+    with serving() as (_, replica), transport() as stream:
+        finished(stream, [stream.send(replica, batch(), WAIT_S)])
+        reader = weakref.ref(stream._links[replica.id].reader)
+        stream.close()
+        # Without a collection: nothing refers to it in a circle.
+        assert reader() is None
 
 
 def test_replicas_that_are_not_retained_lose_their_connection_and_calls() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
-from infra.bench.measure import Samples, alternate, cpu_s, percentile, pss_bytes
+from infra.bench.measure import Samples, alternate, cpu_s, percentile, pss_bytes, threads_cpu_s
 
 
 def test_the_median_is_the_middle_sample_whatever_the_order() -> None:
@@ -58,6 +60,50 @@ def test_a_process_that_has_ended_has_used_no_processor() -> None:
     os.waitpid(child, 0)
     assert cpu_s([child]) == 0.0
     assert cpu_s([os.getpid(), child]) > 0.0
+
+
+def test_processor_time_is_that_of_all_threads_and_finer_than_a_tick() -> None:
+    """Half a tick of the kernel's, spent in a thread that is not the main one and goes on to wait."""
+    if not threads_cpu_s(os.getpid()):
+        pytest.skip("this kernel keeps no statistics of its scheduler")
+    spent, end = threading.Event(), threading.Event()
+
+    def spend() -> None:
+        until = time.thread_time() + 0.005
+        while time.thread_time() < until:
+            pass
+        spent.set()
+        end.wait()
+
+    own_from_s = time.process_time()
+    before_s = threads_cpu_s(os.getpid())
+    thread = threading.Thread(target=spend)
+    thread.start()
+    spent.wait()
+    time.sleep(0.02)  # until it waits: the kernel brings the sum up to date when a thread leaves the processor
+    took_s = threads_cpu_s(os.getpid()) - before_s
+    own_s = time.process_time() - own_from_s
+    end.set()
+    thread.join()
+    # For the thread that reads, which runs, the sum may be a tick old.
+    assert 0.005 <= took_s <= own_s + 0.01
+
+
+def test_threads_that_ended_still_count() -> None:
+    def spend() -> None:
+        until = time.thread_time() + 0.1
+        while time.thread_time() < until:
+            pass
+
+    before = cpu_s([os.getpid()])
+    thread = threading.Thread(target=spend)
+    thread.start()
+    thread.join()
+    assert cpu_s([os.getpid()]) - before >= 0.1 - 3 * 0.01  # in ticks
+
+
+def test_a_spread_is_positive_for_negative_medians_too() -> None:
+    assert Samples((-1.0, -2.0, -3.0)).spread == pytest.approx(0.5)
 
 
 def test_memory_is_counted_in_bytes() -> None:
