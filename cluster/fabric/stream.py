@@ -9,7 +9,6 @@ Dimension letters: T tokens, H hidden, R rows, E experts of the group in that la
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
@@ -28,8 +27,6 @@ from cluster.fabric.transport import Batch, Call
 from cluster.membership import Replica
 
 _LONGEST_DEADLINE_S = 1e6
-_LOOKS = 30
-"""About 40 us. A small batch is back within them, and being put to sleep and woken for it costs both sides more."""
 
 
 class StreamTransport:
@@ -124,21 +121,17 @@ class StreamTransport:
             if done or expired:
                 return sorted(done, key=_arrival) if len(done) > 1 else done
             expired = left_s <= 0
-            for target, events in ([] if expired else self._linger()) or self._poller.poll(max(0.0, left_s)):
+            poll = self._poller.poll if expired or not self._mailed() else self._poller.linger
+            for target, events in poll(max(0.0, left_s)):
                 if isinstance(target, Link):
                     self._serve(target, events)
                 else:
                     target()
             left_s = give_up_at - time.monotonic()
 
-    def _linger(self) -> list[tuple[Link | Callable[[], None], int]]:
-        """What is ready after a few looks, while a batch lies in a mailbox; whoever has work for this core gets it."""
-        if any(link.mailed is not None and not link.mailed.forgotten for link in self._links.values()):
-            for _ in range(_LOOKS):
-                if ready := self._poller.poll(0.0):
-                    return ready
-                os.sched_yield()
-        return []
+    def _mailed(self) -> bool:
+        """Whether a batch that somebody waits for lies in a mailbox."""
+        return any(link.mailed is not None and not link.mailed.forgotten for link in self._links.values())
 
     def forget(self, call: Call) -> None:
         """Drop the result when it comes; a reference is released then."""

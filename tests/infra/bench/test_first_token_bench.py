@@ -30,7 +30,7 @@ def test_both_ways_of_finding_a_prefix_have_a_target_for_the_median_only() -> No
     assert cached == [
         ("the same prompts repeated", 3.0, True),
         ("the same prompts repeated", 3.0, None),
+        ("the prefix known, new endings", 2.0, None),
+        ("the prefix known, new endings", 2.0, None),
         ("the prefix known, new endings", 2.0, False),
-        ("the prefix known, new endings", 2.0, None),
-        ("the prefix known, new endings", 2.0, None),
     ]
