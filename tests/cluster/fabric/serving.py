@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import threading
@@ -130,7 +131,14 @@ def answered(stream: StreamTransport, replica: Replica, sent: Batch) -> Link:
 
 
 def open_files() -> int:
+    """Descriptors of this process, those included that only garbage holds."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def kept_files() -> int:
+    """Descriptors that somebody still holds: earlier tests leave garbage, which goes when it pleases."""
+    gc.collect()
+    return open_files()
 
 
 @dataclass

@@ -33,6 +33,7 @@ from tests.cluster.fabric.serving import (
     expected,
     finished,
     impostor,
+    kept_files,
     open_files,
     serving,
     times_expert,
@@ -163,7 +164,7 @@ def mapped_areas() -> int:
 def test_files_and_memory_go_with_the_connection() -> None:
     with serving() as (server, replica):
         gc.collect()  # what earlier tests left
-        before = open_files(), mapped_areas()
+        before = kept_files(), mapped_areas()
         for _ in range(3):
             with transport() as stream:
                 answered(stream, replica, batch())
@@ -359,6 +360,6 @@ def bell() -> int:
     ids=["not sealed", "too small", "no second bell", "no memory", "a file as bell", "a device as bell", "pipes"],
 )
 def test_files_that_are_no_mailbox_are_not_adopted_and_closed(make: Callable[[], list[int]]) -> None:
-    before = open_files()
+    before = kept_files()
     assert Mailbox.adopt(make()) is None
     assert open_files() == before

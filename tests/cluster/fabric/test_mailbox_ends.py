@@ -26,7 +26,7 @@ from tests.cluster.fabric.serving import (
     batch,
     finished,
     impostor,
-    open_files,
+    kept_files,
     serving,
     transport,
     until,
@@ -52,7 +52,7 @@ def refuse_bells(monkeypatch: pytest.MonkeyPatch, poller: Poller[object]) -> Non
 
 
 def test_a_mailbox_with_one_bell_leaves_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = open_files()
+    before = kept_files()
     bells = [os.eventfd(0, os.EFD_CLOEXEC)]
 
     def one(*_: int) -> int:
@@ -63,42 +63,42 @@ def test_a_mailbox_with_one_bell_leaves_no_file(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "eventfd", one)
     with pytest.raises(OSError, match="too many open files"):
         Mailbox.create()
-    assert open_files() == before
+    assert kept_files() == before
 
 
 def test_files_that_cannot_be_sent_are_closed_and_the_router_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "array", lambda _code, _files: array("i", [-1]))
     with serving() as (server, replica):
-        before = open_files()
+        before = kept_files()
         with transport() as stream:
             assert answered(stream, replica, batch()).mailbox is None
         del stream
         until(lambda: server.stats().connections == 0)
-        until(lambda: open_files() == before)
+        until(lambda: kept_files() == before)
 
 
 def test_a_replica_that_cannot_watch_a_bell_serves_without(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as (server, replica):
         refuse_bells(monkeypatch, server._connections._poller)  # type: ignore[arg-type]
-        before = open_files()
+        before = kept_files()
         for _ in range(2):
             with transport() as stream:
                 assert answered(stream, replica, batch()).mailbox is None
             del stream
         until(lambda: server.stats().connections == 0)
-        until(lambda: open_files() == before)
+        until(lambda: kept_files() == before)
         assert server.alive
 
 
 def test_a_router_that_cannot_watch_a_bell_has_lost_the_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as (server, replica), transport() as stream:
-        before = open_files()
+        before = kept_files()
         with monkeypatch.context() as patched:
             refuse_bells(patched, stream._poller)  # type: ignore[arg-type]
             with pytest.raises(ReplicaLostError, match="no more can be watched"):
                 stream.send(replica, batch(), WAIT_S)
         until(lambda: server.stats().connections == 0)
-        until(lambda: open_files() == before)
+        until(lambda: kept_files() == before)
         answered(stream, replica, batch())
 
 
