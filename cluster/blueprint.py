@@ -20,7 +20,7 @@ from cluster.config import AppConfig, PlacementSpec, project_root, resolve
 from cluster.errors import CheckpointError, PlacementError
 from cluster.fabric import WIRE_VERSION
 from cluster.load_plan import LoadPlan, model_digest
-from cluster.placement import Placement, balanced, contiguous, explicit, read_groups, read_load
+from cluster.placement import Placement, balanced, contiguous, explicit, hot_aligned, read_groups, read_load
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ def place(experts_per_layer: dict[int, int], groups: int, spec: PlacementSpec) -
     if spec.strategy == "contiguous" or spec.file is None:
         return contiguous(experts_per_layer, groups)
     file = resolve(spec.file)
-    if spec.strategy == "balanced":
-        return balanced(experts_per_layer, groups, read_load(file))
+    if spec.strategy != "explicit":
+        by_load = balanced if spec.strategy == "balanced" else hot_aligned
+        return by_load(experts_per_layer, groups, read_load(file))
     listed = read_groups(file)
     if len(listed) != groups:
         raise PlacementError(

@@ -1,13 +1,14 @@
 """Placements are partitions, balanced ones are balanced, and a wrong one is explained. About three seconds."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import PlacementError
-from cluster.placement import Placement, balanced, contiguous, explicit, read_groups, read_load
+from cluster.placement import Placement, balanced, contiguous, explicit, hot_aligned, read_groups, read_load
 
 LAYERS = st.dictionaries(st.integers(0, 80), st.integers(1, 40), min_size=1, max_size=4)
 
@@ -70,10 +71,31 @@ def test_balanced_separates_the_two_hot_experts_that_contiguous_puts_together():
     assert [group[0] for group in balanced({0: 4}, 2, load).groups] == [(0, 3), (1, 2)]
 
 
+@given(loads())
+def test_hot_aligned_groups_are_equal_in_number_and_every_expert_is_as_hot_as_any_of_a_later_group(case):
+    layers, groups, load = case
+    placement = hot_aligned(layers, groups, load)
+    assert_partition(placement, layers)
+    for layer in layers:
+        sizes = [len(group[layer]) for group in placement.groups]
+        assert sizes == sorted(sizes)
+        assert sizes[-1] - sizes[0] <= 1
+        for hotter, colder in pairwise(placement.groups):
+            assert min(load[layer][e] for e in hotter[layer]) >= max(load[layer][e] for e in colder[layer])
+
+
+def test_hot_aligned_puts_the_hottest_of_every_layer_into_the_first_group():
+    load = {0: [1.0, 9.0, 2.0, 8.0, 1.0, 0.0], 1: [5.0, 1.0, 1.0, 1.0, 1.0, 6.0]}
+    placement = hot_aligned({0: 6, 1: 6}, 4, load)
+    assert [group[0] for group in placement.groups] == [(1,), (3,), (0, 2), (4, 5)]
+    assert [group[1] for group in placement.groups] == [(5,), (0,), (1, 2), (3, 4)]
+
+
+@pytest.mark.parametrize("make", [balanced, hot_aligned])
 @pytest.mark.parametrize("load", [{}, {0: [1.0]}, {0: [1.0, -1.0]}, {0: [1.0, float("nan")]}, {0: [1.0, float("inf")]}])
-def test_balanced_refuses_loads_that_are_missing_negative_or_not_finite(load):
+def test_loads_that_are_missing_negative_or_not_finite_are_refused(load, make):
     with pytest.raises(PlacementError, match="2 finite loads of at least 0 for layer 0"):
-        balanced({0: 2}, 2, load)
+        make({0: 2}, 2, load)
 
 
 @pytest.mark.parametrize("groups", [0, 9])

@@ -1,20 +1,15 @@
-"""Which group holds which expert: pure functions from expert counts and loads to a `Placement`.
+"""The partition of a model's experts into groups, and the two that need no loads.
 
-Knows no Ray, no checkpoint format, no clock. A group may hold different experts in different layers.
+Pure; knows no Ray, no checkpoint format, no clock. A group may hold different experts in different layers.
 """
 
 from __future__ import annotations
 
-import heapq
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
-
-import yaml
+from itertools import chain
 
 from cluster.errors import PlacementError
 
@@ -36,7 +31,7 @@ class Placement:
     def __post_init__(self) -> None:
         _check_partition(self.experts_per_layer, self.groups)
         for index, group in enumerate(self.groups):
-            if any(not ids or list(ids) != sorted(ids) for ids in group.values()):
+            if any(not ids or ids != (*sorted(ids),) for ids in group.values()):
                 raise PlacementError(f"group experts-{index}: the experts of a layer must be named in ascending order.")
 
     @cached_property
@@ -62,7 +57,7 @@ def contiguous(experts_per_layer: Mapping[int, int], groups: int) -> Placement:
 
     6 experts in 4 groups: [0] [1 2] [3] [4 5].
     """
-    _check_group_count(experts_per_layer, groups)
+    check_group_count(experts_per_layer, groups)
     return Placement(
         dict(experts_per_layer),
         tuple(
@@ -73,48 +68,6 @@ def contiguous(experts_per_layer: Mapping[int, int], groups: int) -> Placement:
             for index in range(groups)
         ),
     )
-
-
-def balanced(experts_per_layer: Mapping[int, int], groups: int, load: Mapping[int, Sequence[float]]) -> Placement:
-    """Give every group about the same load in every layer, with as equal numbers of experts as possible.
-
-    Longest-processing-time-first with a cap on experts per group (Graham 1969; the packing step of DeepSeek's EPLB):
-    heaviest expert first, each to the lightest group that still has room. `load[layer][expert]` is in any unit.
-
-    Raises:
-        PlacementError: a layer or an expert has no load, or a load is negative or not finite.
-    """
-    _check_group_count(experts_per_layer, groups)
-    chosen: tuple[Experts, ...] = tuple({} for _ in range(groups))
-    for layer, count in experts_per_layer.items():
-        weights = load.get(layer)
-        if (
-            weights is None
-            or len(weights) != count
-            or not all(math.isfinite(weight) and weight >= 0 for weight in weights)
-        ):
-            raise PlacementError(f"the load file must give {count} finite loads of at least 0 for layer {layer}.")
-        for index, ids in enumerate(_pack(weights, groups)):
-            chosen[index][layer] = ids
-    return Placement(dict(experts_per_layer), chosen)
-
-
-def _pack(weights: Sequence[float], groups: int) -> list[tuple[int, ...]]:
-    """Split range(len(weights)) into `groups` sorted tuples of balanced weight and near-equal length."""
-    full, larger = divmod(len(weights), groups)
-    members: list[list[int]] = [[] for _ in range(groups)]
-    heap = [(0.0, index) for index in range(groups)]
-    for expert in sorted(range(len(weights)), key=lambda e: (-weights[e], e)):
-        while True:
-            total, index = heapq.heappop(heap)
-            if len(members[index]) < full:
-                break
-            if larger > 0 and len(members[index]) == full:
-                larger -= 1
-                break
-        members[index].append(expert)
-        heapq.heappush(heap, (total + weights[expert], index))
-    return [tuple(sorted(ids)) for ids in members]
 
 
 def explicit(experts_per_layer: Mapping[int, int], groups: Sequence[Mapping[int, Sequence[int]]]) -> Placement:
@@ -129,56 +82,12 @@ def explicit(experts_per_layer: Mapping[int, int], groups: Sequence[Mapping[int,
     )
 
 
-def read_load(path: Path) -> dict[int, list[float]]:
-    """Read a load file: `{"layers": [1, 2], "domains": {name: [[load per expert] per layer]}}`, summed."""
-    data = _read(path)
-    try:
-        layers = [_whole(layer) for layer in data["layers"]]
-        per_domain = [[[float(x) for x in row] for row in rows] for rows in data["domains"].values()]
-        return {
-            layer: [sum(column) for column in zip(*(rows[i] for rows in per_domain), strict=True)]
-            for i, layer in enumerate(layers)
-        }
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
-        raise PlacementError(f"the load file {path} must hold `layers` and `domains` with a load per expert.") from None
+def check_group_count(experts_per_layer: Mapping[int, int], groups: int) -> None:
+    """Every group can hold an expert of every layer.
 
-
-def read_groups(path: Path) -> list[dict[int, list[int]]]:
-    """Read a placement file: `groups: [{layer: [expert ids]}, ...]`."""
-    data = _read(path)
-    try:
-        return [
-            {_whole(layer): [_whole(expert) for expert in ids] for layer, ids in group.items()}
-            for group in data["groups"]
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise PlacementError(
-            f"the placement file {path} must hold `groups`, a list of {{layer: [expert ids]}}."
-        ) from None
-
-
-def _whole(value: object) -> int:
-    """`value` where it is a whole number; JSON has strings for keys, so digits count as one."""
-    if isinstance(value, str):
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(value)
-    return value
-
-
-def _read(path: Path) -> Any:
-    kind = "JSON" if path.suffix == ".json" else "YAML"
-    try:
-        text = path.read_text(encoding="utf-8")
-        # PyYAML reads JSON too, but takes seconds for the load file of a large model.
-        return json.loads(text) if kind == "JSON" else yaml.safe_load(text)
-    except OSError as error:
-        raise PlacementError(f"the file {path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise PlacementError(f"the file {path} is not valid {kind}.") from None
-
-
-def _check_group_count(experts_per_layer: Mapping[int, int], groups: int) -> None:
+    Raises:
+        PlacementError: there are more groups than experts in some layer, or none.
+    """
     fewest = min(experts_per_layer.values(), default=0)
     if not 1 <= groups <= fewest:
         raise PlacementError(
@@ -187,6 +96,18 @@ def _check_group_count(experts_per_layer: Mapping[int, int], groups: int) -> Non
 
 
 def _check_partition(experts_per_layer: Mapping[int, int], groups: Sequence[Experts]) -> None:
+    # Explaining what is wrong costs a look at every expert, so it is done only where the sums say that something is.
+    known = all(group.keys() <= experts_per_layer.keys() and any(group.values()) for group in groups)
+    if known and all(
+        sorted(chain.from_iterable(group.get(layer, ()) for group in groups)) == list(range(count))
+        for layer, count in experts_per_layer.items()
+    ):
+        return
+    _explain(experts_per_layer, groups)
+
+
+def _explain(experts_per_layer: Mapping[int, int], groups: Sequence[Experts]) -> None:
+    """Raise what is wrong first."""
     seen: dict[tuple[int, int], int] = {}
     for index, group in enumerate(groups):
         if not any(group.values()):
