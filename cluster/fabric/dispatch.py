@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,6 +25,9 @@ from cluster.fabric.staging import staging_for
 from cluster.fabric.transport import Transport
 from cluster.membership import Epoch, View
 from cluster.placement import Placement
+
+Watch = Callable[[npt.NDArray[np.int64]], None]
+"""Told of a MoE layer's rows before they leave: int64 [T, K], the group of each. Must be quick."""
 
 
 @dataclass(slots=True)
@@ -53,11 +58,14 @@ class ReplicaTraffic:
 class DispatchStats:
     """Totals since the start.
 
-    scatters: layers computed. resends: batches that had to be sent again. replicas: those in the present view, by id.
+    scatters: layers computed. tokens: of all of them together, so that a step of T tokens counts T in each MoE layer,
+    of which there are `layers`. resends: batches that had to be sent again. replicas: those in the present view, by id.
     transport_bytes: both directions, by name of transport.
     """
 
+    layers: int
     scatters: int
+    tokens: int
     resends: int
     groups: dict[str, GroupTraffic]
     replicas: dict[str, ReplicaTraffic]
@@ -65,7 +73,10 @@ class DispatchStats:
 
 
 class Dispatcher:
-    """One per router. `scatter_gather` belongs to one thread; `update` and `stats` may be called from any."""
+    """One per router. `scatter_gather` and `watch` belong to one thread; the other methods may be called from any.
+
+    watch: while it is set, told of every layer.
+    """
 
     def __init__(
         self,
@@ -102,6 +113,9 @@ class Dispatcher:
             refresh=self._refresh,
         )
         self._use(torch.device("cpu"))
+        self.watch: Watch | None = None
+        self._loads = {layer: np.zeros(len(owner), dtype=np.int64) for layer, owner in placement.owner.items()}
+        self._tokens = 0
         self._traffic = {name: GroupTraffic() for name in self._names}
         self._scatters = self._resends = 0
         self._view = View(Epoch("", 0))
@@ -131,7 +145,10 @@ class Dispatcher:
         if hidden.device != self._device:
             self._use(hidden.device)
         host_hidden, host_index = self._staging.leave(hidden, index)
-        packed = self._tables[layer].pack(host_index)
+        table = self._tables[layer]
+        packed = table.pack(host_index)
+        if self.watch is not None:
+            self.watch(table.groups_of(host_index))
         self._refresh()
         scatter = Scatter(self._environment, layer, host_hidden, packed, self._buffers, turn=self._scatters)
         start_s = self._clock()
@@ -140,13 +157,17 @@ class Dispatcher:
         finally:
             self._scatters += 1
             self._resends += scatter.resends
+        self._tokens += hidden.shape[0]
+        self._loads[layer] += packed.counts
         self._count(packed, scatter, start_s)
         return combine(self._staging.arrive(self._buffers.results.rows(packed.order)), weight, hidden.dtype)
 
     def stats(self) -> DispatchStats:
         """A copy, plain data."""
         return DispatchStats(
+            layers=len(self._tables),
             scatters=self._scatters,
+            tokens=self._tokens,
             resends=self._resends,
             groups={name: replace(traffic) for name, traffic in self._traffic.items()},
             replicas={
@@ -155,6 +176,10 @@ class Dispatcher:
             },
             transport_bytes=transport_bytes(self._transport),
         )
+
+    def loads(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Layer -> int64 [E], rows of each expert since the start, by expert id; of scatters that succeeded. A copy."""
+        return {layer: self._tables[layer].by_expert(counts) for layer, counts in self._loads.items()}
 
     def _use(self, device: torch.device) -> None:
         """Rows come from `device` from now on."""

@@ -14,7 +14,7 @@ Dimension letters: T tokens, K experts per token, E experts, H hidden, R rows (R
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,11 +39,13 @@ class Packed(NamedTuple):
     order: int64 [R], which (token, expert) pair, as token * K + k, stands at each place.
     token: int64 [R], the token of each row.
     groups: the groups that have rows, in order of group index; their runs cover 0 to R.
+    counts: int64 [E], rows per expert, the experts in (group, expert) order.
     """
 
     order: npt.NDArray[np.int64]
     token: npt.NDArray[np.int64]
     groups: list[GroupRows]
+    counts: npt.NDArray[np.int64]
 
 
 class LayerTable:
@@ -51,8 +53,10 @@ class LayerTable:
 
     def __init__(self, owner: Sequence[int]) -> None:
         """owner: [E], the group index of each expert."""
-        experts_in_order = np.argsort(np.asarray(owner, dtype=np.int64), kind="stable")
-        place = np.empty(len(owner), dtype=np.int16 if len(owner) < 1 << 15 else np.int64)
+        self._owner = np.asarray(owner, dtype=np.int64)
+        experts_in_order = np.argsort(self._owner, kind="stable")
+        kind: type[np.signedinteger[Any]] = np.int16 if len(owner) < 1 << 15 else np.int64
+        place = np.empty(len(owner), dtype=kind)
         place[experts_in_order] = np.arange(len(owner))
         self._place = place
         held = np.bincount(owner)
@@ -77,7 +81,15 @@ class LayerTable:
             if stop > start:
                 groups.append(GroupRows(group, start, stop, counts[run]))
                 start = stop
-        return Packed(order, order // pairs.shape[1], groups)
+        return Packed(order, order // pairs.shape[1], groups, counts)
+
+    def groups_of(self, index: Tensor) -> npt.NDArray[np.int64]:
+        """int64 [T, K], the group of each expert in `index`, which is as for `pack`."""
+        return self._owner.take(index.numpy())
+
+    def by_expert(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """A copy of counts [E] in the order of `Packed.counts`, in order of expert id."""
+        return counts.take(self._place)
 
 
 class _Memory:

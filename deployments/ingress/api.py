@@ -54,6 +54,7 @@ def create_app(service: Service) -> FastAPI:
         Route("/v1/models", _answering(api.models), methods=["GET"]),
         Route("/v1/models/{name:path}", _answering(api.model), methods=["GET"]),
         Route("/v1/cluster", _answering(api.cluster), methods=["GET"]),
+        Route("/v1/cluster/loads", _answering(api.loads), methods=["GET"]),
         Route("/health", _answering(api.health), methods=["GET"]),
     ]
     # No interactive documentation: its pages load scripts from other hosts.
@@ -87,6 +88,10 @@ class _Api:
     async def cluster(self, request: Request) -> Response:
         self._service.auth.check_admin(request.headers.get("authorization"))
         return json_response(await self._service.cluster.snapshot())
+
+    async def loads(self, request: Request) -> Response:
+        self._service.auth.check_admin(request.headers.get("authorization"))
+        return json_response(await self._service.cluster.loads())
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002 - every handler's signature
         try:

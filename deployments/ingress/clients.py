@@ -37,7 +37,7 @@ class Health:
 
 
 class ClusterClient(Protocol):
-    """Asks the cluster about itself. Both calls must answer within a second or raise."""
+    """Asks the cluster about itself. Calls must answer within seconds or raise."""
 
     async def health(self) -> Health:
         """Which parts are missing."""
@@ -45,4 +45,8 @@ class ClusterClient(Protocol):
 
     async def snapshot(self) -> dict[str, Any]:
         """The JSON of `GET /v1/cluster`, as the design fixes it."""
+        ...
+
+    async def loads(self) -> dict[str, Any]:
+        """The JSON of `GET /v1/cluster/loads`: a load file, as `cluster.placement.read_load` takes it."""
         ...

@@ -10,8 +10,8 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.blueprint import Blueprint
 from cluster.config import AppConfig, resolve
+from cluster.serve_logging import log_through_serve
 from deployments.directory_client import ClusterReader
-from deployments.serve_logging import log_through_serve
 from deployments.targets import TargetReplicas
 
 if TYPE_CHECKING:

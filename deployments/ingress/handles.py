@@ -60,6 +60,10 @@ class DirectoryCluster:
         """The JSON of `GET /v1/cluster`."""
         return await self._reader.snapshot()
 
+    async def loads(self) -> dict[str, Any]:
+        """The JSON of `GET /v1/cluster/loads`."""
+        return await self._reader.loads()
+
 
 def translated(error: Exception) -> Exception:
     """The error a client should see for what a call to a router raised; unknown ones stay as they are."""

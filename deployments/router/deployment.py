@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 
 from ray import serve
@@ -12,14 +13,15 @@ from ray.serve.handle import DeploymentHandle
 from cluster.blueprint import Blueprint
 from cluster.config import AppConfig, resolve
 from cluster.keys import read_key_file
+from cluster.loads import LoadReport
 from cluster.membership import View
+from cluster.serve_logging import log_through_serve
 from cluster.stats import RouterStats
 from deployments.directory_client import RouterLink
 from deployments.generation import GenerationRequest, TokenChunk
 from deployments.node import device_of, node_id
 from deployments.router.outbox import generate
 from deployments.router.pace import Pace
-from deployments.serve_logging import log_through_serve
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +36,16 @@ class Router:
     ) -> None:
         log_through_serve()
         # torch and transformers: only replicas pay for the import, not the process that builds the application.
-        from deployments.router.load import LoadMeter
+        from deployments.router.load import LoadMeter, LoadReporter
         from deployments.router.runtime import RouterRuntime
 
-        router_id = serve.get_replica_context().replica_id.unique_id
+        self._id = serve.get_replica_context().replica_id.unique_id
         self._local = args.experts.transport == "local"
-        self._meter = LoadMeter(router_id)
+        self._meter = LoadMeter(self._id)
         self._pace = Pace(args.router.chunks_per_s)
         groups = () if self._local else args.experts.group_names
-        self._link = RouterLink(directory, groups, on_view=self._on_view, stats=self._stats)
+        self._reporter = LoadReporter(groups, clock=time.monotonic)
+        self._link = RouterLink(directory, groups, on_view=self._on_view, stats=self._stats, loads=self._loads)
         self._runtime = await asyncio.to_thread(
             RouterRuntime,
             blueprint,
@@ -72,14 +75,9 @@ class Router:
             raise RuntimeError("the engine's thread has stopped")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Load for the autoscaler: sequences running and waiting, and totals of tokens and step seconds."""
-        stats = self._runtime.engine.stats()
-        return {
-            "running": float(stats.running),
-            "waiting": float(stats.waiting),
-            "tokens_generated": float(stats.tokens_generated),
-            "step_s": stats.step_s,
-        }
+        """Load for the autoscaler; `LoadReporter.read` says what each number means."""
+        engine, dispatcher = self._runtime.engine, self._runtime.dispatcher
+        return self._reporter.read(engine.stats(), dispatcher.stats(), engine.latency(), engine.undecoded())
 
     async def __del__(self) -> None:
         """Serve's call on shutdown, once the streams have ended; possibly more than once."""
@@ -93,3 +91,6 @@ class Router:
 
     def _stats(self) -> RouterStats:
         return self._meter.read(self._runtime.engine.stats(), self._runtime.dispatcher.stats())
+
+    def _loads(self) -> LoadReport:
+        return LoadReport(self._id, self._runtime.dispatcher.loads())

@@ -19,7 +19,10 @@ from dataclasses import dataclass
 
 from cluster.errors import DeadlineError, EngineError, ExpertScaleError, OverloadedError, RouterStoppingError
 from deployments.generation import GenerationRequest, TokenChunk
+from deployments.router.latency import Latency, Percentiles
+from deployments.router.load import EngineStats
 from deployments.router.page_pool import PagePool
+from deployments.router.routing import RoutingRecord
 from deployments.router.sampler import Sampled, sample
 from deployments.router.scheduler import Plan, Scheduler
 from deployments.router.sequence import Sequence, make_sequences
@@ -28,27 +31,6 @@ from deployments.router.step import BackboneLike
 logger = logging.getLogger(__name__)
 
 Emit = Callable[[TokenChunk | Exception], None]
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """A snapshot. running and waiting count sequences; the totals count from the start of the engine.
-
-    prefill_tokens: computed tokens of prompts (recomputed ones too); cached_tokens: prompt tokens reused instead.
-    step_s: seconds spent in steps; last_step_s: in the last one.
-    """
-
-    running: int
-    waiting: int
-    kv_used_tokens: int
-    kv_tokens: int
-    steps: int
-    tokens_generated: int
-    prefill_tokens: int
-    cached_tokens: int
-    preemptions: int
-    last_step_s: float
-    step_s: float
 
 
 @dataclass(eq=False)
@@ -62,10 +44,10 @@ class _Live:
 
 
 class Engine:
-    """Generates tokens for many requests at once. `submit`, `cancel`, `drain`, `stop` and `stats` from any thread.
+    """Generates tokens for many requests at once. All methods but `turn` and `check_idle` from any thread.
 
     max_batch_tokens: tokens of one step. max_sequences: choices running at once. max_queued_requests: requests that
-    may wait beyond those that can start at once. clock: seconds, monotonic.
+    may wait beyond those that can start at once. routing: told of all steps. clock: seconds, monotonic.
     """
 
     def __init__(
@@ -75,6 +57,7 @@ class Engine:
         max_batch_tokens: int,
         max_sequences: int,
         max_queued_requests: int,
+        routing: RoutingRecord | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backbone = backbone
@@ -82,7 +65,9 @@ class Engine:
         self._scheduler = Scheduler(self._pool, max_batch_tokens=max_batch_tokens, max_sequences=max_sequences)
         self._max_sequences = max_sequences
         self._max_queued_requests = max_queued_requests
+        self._routing = routing
         self._clock = clock
+        self._latency = Latency(clock)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._changed = threading.Condition()
         # Guarded by `_changed`:
@@ -122,12 +107,13 @@ class Engine:
                 raise RouterStoppingError("This router is stopping.")
             if request.request_id in self._live:
                 raise EngineError(f"A request with the id {request.request_id!r} is still running.")
-            sequences = make_sequences(request, self._backbone, self._arrivals)
+            now = self._clock()
+            sequences = make_sequences(request, self._backbone, self._arrivals, now)
             queued = sum(not live.sequences[0].admitted for live in self._live.values())
             at_once = 0 if self._passed_over else self._max_sequences - len(self._scheduler.running)
             if queued >= self._max_queued_requests + at_once:
                 raise OverloadedError(f"{queued} requests are waiting already.")
-            deadline = None if request.timeout_s is None else self._clock() + request.timeout_s
+            deadline = None if request.timeout_s is None else now + request.timeout_s
             live = _Live(request, emit, sequences, deadline)
             self._arrivals += len(sequences)
             self._live[request.request_id] = live
@@ -183,6 +169,16 @@ class Engine:
             last_step_s=self._last_step_s,
             step_s=self._step_s,
         )
+
+    def latency(self) -> Percentiles:
+        """How quick tokens were of late: from `submit` to the first, and from one to the next of a sequence."""
+        return self._latency.percentiles()
+
+    def undecoded(self) -> list[Sequence]:
+        """Those that have all their decode steps before them or must be computed again: not to be changed."""
+        inbox = [sequence for live in list(self._inbox) for sequence in live.sequences]
+        begun = [sequence for sequence in list(self._scheduler.running) if sequence.remaining > 1]
+        return [*inbox, *self._scheduler.waiting, *begun]
 
     def check_idle(self) -> None:
         """Raise RuntimeError if anything is left over although no request is alive. Not while the engine works."""
@@ -246,31 +242,42 @@ class Engine:
             for live in dict.fromkeys(self._owner[sequence] for sequence in plan.sequences):
                 self._fail(live, error)
             return
+        now = self._clock()
+        emitted = []
         for sequence, outcome in zip(plan.sampled, outcomes, strict=True):
-            if sequence in self._owner:  # gone if another choice of the request has just failed
-                self._emit_outcome(self._owner[sequence], sequence, outcome)
+            owner = self._owner.get(sequence)  # None if another choice of the request has just failed
+            if owner is not None and self._emit_outcome(owner, sequence, outcome):
+                emitted.append(sequence)
+        self._latency.step(emitted, now)
 
     def _run(self, plan: Plan) -> list[Sampled | EngineError]:
         """Whatever this raises belongs to the requests of the step."""
+        if self._routing is not None:
+            self._routing.begin(plan)
         outcomes = sample(self._backbone.forward(plan.step), plan.sampled)
         self._scheduler.advance(plan)
+        if self._routing is not None:
+            self._routing.end(plan)
         self._steps += 1
         self._prefill_tokens += plan.prefill_tokens
         return outcomes
 
-    def _emit_outcome(self, live: _Live, sequence: Sequence, outcome: Sampled | EngineError) -> None:
+    def _emit_outcome(self, live: _Live, sequence: Sequence, outcome: Sampled | EngineError) -> bool:
+        """Whether a token was emitted."""
         if isinstance(outcome, EngineError):
             # What its pages hold may be as broken as its logits: nobody shall reuse them.
             self._fail(live, outcome, forget=True)
-            return
+            return False
         chunk = sequence.append(outcome.token, self._backbone.eos_token_ids, outcome.logprob)
         self._tokens_generated += 1
         self._cached_tokens += chunk.cached_tokens
         if sequence.finish_reason is not None:
             self._release([sequence])
         finished = all(other.finish_reason for other in live.sequences)
-        if self._end(live) if finished else self._alive(live):
+        emitted = self._end(live) if finished else self._alive(live)
+        if emitted:
             self._emit(live, chunk)
+        return emitted
 
     def _fail(self, live: _Live, error: Exception, *, forget: bool = False) -> None:
         if self._remove(live, forget=forget):

@@ -24,6 +24,7 @@ from deployments.experts.ffn import expert_ffn
 from deployments.experts.weights import GroupWeights, ProgressBar, load_group
 from deployments.router.backbone import load_backbone
 from deployments.router.engine import Engine
+from deployments.router.routing import RoutingRecord
 
 PAGE_TOKENS = 16
 
@@ -50,8 +51,11 @@ class RouterRuntime:
         self.dispatcher = Dispatcher(
             blueprint.placement, self._transport, wait_s=experts.wait_s, timeout_s=experts.timeout_s, on_lost=on_lost
         )
+        routing = None
         if experts.transport == "local":
             self.dispatcher.update(_everything_here(experts, blueprint))
+        else:
+            routing = RoutingRecord(self.dispatcher, experts.groups)
         self.backbone = load_backbone(
             Path(blueprint.model_path),
             plan,
@@ -67,6 +71,7 @@ class RouterRuntime:
             max_batch_tokens=router.max_batch_tokens,
             max_sequences=router.max_sequences,
             max_queued_requests=router.max_queued_requests,
+            routing=routing,
         )
 
     @property

@@ -21,12 +21,14 @@ from deployments.router.step import SequenceSlice, StepInput
 class Plan:
     """One step: what the model gets, whose slices they are, and whose logits come back, row by row.
 
-    prefill_tokens: the tokens of the step that are not the last ones sampled.
+    chunks: which of the slices are parts of prompts, not decode rows.
+    prefill_tokens: the tokens of the step that are not the last ones sampled, those of the chunks.
     """
 
     step: StepInput
     sequences: list[Sequence]
     sampled: list[Sequence]
+    chunks: list[int]
     prefill_tokens: int
 
 
@@ -149,5 +151,6 @@ def _pack(chunks: list[tuple[Sequence, int]]) -> Plan:
             logits_rows.append(len(tokens) - 1)
             sampled.append(sequence)
     sequences = [sequence for sequence, _ in chunks]
-    decodes = sum(len(s.request.tokens) <= s.computed == len(s.tokens) - 1 for s in sequences)
-    return Plan(StepInput(tokens, positions, slices, logits_rows), sequences, sampled, len(tokens) - decodes)
+    prefills = [i for i, s in enumerate(sequences) if not len(s.request.tokens) <= s.computed == len(s.tokens) - 1]
+    prefill_tokens = len(tokens) - len(sequences) + len(prefills)
+    return Plan(StepInput(tokens, positions, slices, logits_rows), sequences, sampled, prefills, prefill_tokens)

@@ -8,11 +8,15 @@ Knows no torch, no queue and no pool. Lengths are in tokens and obey
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cluster.errors import RequestError
 from deployments.generation import FinishReason, GenerationRequest, TokenChunk, TokenLogprob
 from deployments.router.page_pool import page_digest
 from deployments.router.step import BackboneLike
+
+if TYPE_CHECKING:
+    from deployments.router.routing import Shown
 
 
 @dataclass(eq=False)
@@ -22,6 +26,8 @@ class Sequence:
     arrival: order of arrival; lower is older. limit: the length at which it ends with "length".
     leader: the choice of the same request that computes the prompt; this one waits and reuses its pages.
     cached_tokens: prompt tokens found in the pool when it was first admitted.
+    awaited_since_s: when its next token began to be waited for: its submission, or its last token.
+    shown: where the rows of its prompt went; None as long as nobody has seen.
     """
 
     request: GenerationRequest
@@ -36,6 +42,8 @@ class Sequence:
     cached_tokens: int = 0
     admitted: bool = False
     emitted: bool = False
+    awaited_since_s: float = 0.0
+    shown: Shown | None = None
     finish_reason: FinishReason | None = None
 
     @property
@@ -76,8 +84,10 @@ class Sequence:
         return TokenChunk(self.choice, (token,), logprobs, self.finish_reason, cached)
 
 
-def make_sequences(request: GenerationRequest, backbone: BackboneLike, arrival: int) -> list[Sequence]:
-    """The choices of a request, the leader first; `arrival` of the first, the others follow it.
+def make_sequences(
+    request: GenerationRequest, backbone: BackboneLike, arrival: int, now: float = 0.0
+) -> list[Sequence]:
+    """The choices of a request submitted `now`, the leader first; `arrival` of the first, the others follow it.
 
     Raises:
         RequestError: the request can never run on this model and pool; `param` names the field.
@@ -87,7 +97,9 @@ def make_sequences(request: GenerationRequest, backbone: BackboneLike, arrival: 
     sequences: list[Sequence] = []
     for index in range(request.sampling.n):
         leader = sequences[0] if sequences else None
-        sequences.append(Sequence(request, first + index, arrival + index, limit, leader, list(request.tokens)))
+        sequence = Sequence(request, first + index, arrival + index, limit, leader, list(request.tokens))
+        sequence.awaited_since_s = now
+        sequences.append(sequence)
     return sequences
 
 

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cluster.errors import EngineError, ExpertsUnavailableError, FabricError, HandshakeError, ReplicaLostError
+from cluster.fabric.dispatch import Dispatcher
 from cluster.fabric.transport import Batch, Call
-from cluster.membership import Replica, State
+from cluster.membership import Epoch, Replica, State, View
+from cluster.placement import Placement
 from tests.cluster.fabric.scripted import (
     BOTH,
     EXPERTS,
@@ -21,7 +23,9 @@ from tests.cluster.fabric.scripted import (
     LAYER,
     ROUND_TRIP_S,
     Behaviour,
+    Clock,
     FakeCall,
+    FakeTransport,
     Router,
     replica,
 )
@@ -307,3 +311,67 @@ def test_whatever_fails_the_result_is_right_or_there_is_one_error_and_no_call_st
             assert set(fates) - {"ok", "slow"}
         assert not router.transport.open
         assert all(peer.in_flight_rows == 0 for peer in router.dispatcher._peers.by_id.values())
+
+
+def test_rows_of_each_expert_and_tokens_of_each_layer_are_counted_by_expert_id() -> None:
+    owner = {LAYER: (1, 0, 1, 0), LAYER + 1: (0, 1)}
+    groups = tuple(
+        {layer: tuple(e for e, g in enumerate(row) if g == group) for layer, row in owner.items()} for group in (0, 1)
+    )
+    dispatcher = Dispatcher(Placement({LAYER: 4, LAYER + 1: 2}, groups), Echo(), wait_s=1, timeout_s=1)
+    dispatcher.update(View(Epoch("i", 1), (replica("a"), replica("b", 1))))
+    assert {layer: rows.tolist() for layer, rows in dispatcher.loads().items()} == {LAYER: [0] * 4, LAYER + 1: [0] * 2}
+    for layer, index in ((LAYER, [[0, 1], [0, 3], [0, 1]]), (LAYER + 1, [[1], [1]]), (LAYER, [[2, 0]])):
+        chosen = torch.tensor(index)
+        dispatcher.scatter_gather(layer, torch.randn(len(index), HIDDEN), chosen, torch.ones(chosen.shape))
+    assert {layer: rows.tolist() for layer, rows in dispatcher.loads().items()} == {
+        LAYER: [4, 2, 1, 1],
+        LAYER + 1: [0, 2],
+    }
+    stats = dispatcher.stats()
+    assert (stats.layers, stats.tokens) == (2, 6)
+    assert {name: traffic.rows for name, traffic in stats.groups.items()} == {"experts-0": 3, "experts-1": 7}
+
+
+def test_loads_are_a_copy() -> None:
+    router = Router(replica("a"), replica("b", 1))
+    before = router.dispatcher.loads()
+    router.step(BOTH)
+    assert before[LAYER].sum() == 0
+    assert router.dispatcher.loads()[LAYER].tolist() == [2, 0, 0, 1, 1, 1, 0, 1]
+
+
+def test_a_scatter_that_fails_is_no_load_and_rows_sent_twice_count_once() -> None:
+    router = Router(replica("a", speed=2e6), replica("b"))
+    router.behave("a", Behaviour(errors=[ReplicaLostError("reset.")]))
+    router.step(FIRST)
+    assert router.dispatcher.loads()[LAYER].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    router.behave("b", Behaviour(errors=[FabricError("no."), FabricError("no.")]))
+    router.know(replica("b"))
+    with pytest.raises(EngineError):
+        router.step(FIRST)
+    assert router.dispatcher.loads()[LAYER].sum() == 4
+    assert router.dispatcher.stats().tokens == 2
+
+
+def test_whoever_watches_is_told_the_group_of_each_row_as_long_as_it_watches() -> None:
+    router = Router(replica("a"), replica("b", 1))
+    seen: list[list[list[int]]] = []
+    router.step(BOTH)
+    router.dispatcher.watch = lambda groups: seen.append(groups.tolist())
+    router.step(BOTH)
+    router.dispatcher.watch = None
+    router.step(BOTH)
+    assert seen == [[[0, 1], [0, 1], [0, 1]]]
+
+
+class Echo(FakeTransport):
+    """Every row comes back as it was."""
+
+    def __init__(self) -> None:
+        super().__init__(Clock())
+
+    def send(self, replica: Replica, batch: Batch, deadline_s: float) -> Call:  # noqa: ARG002
+        call = FakeCall(0, replica.id, batch, self.clock.now, batch.hidden[batch.index])
+        self.open.append(call)
+        return call

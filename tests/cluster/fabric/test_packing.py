@@ -49,6 +49,15 @@ def test_rows_are_grouped_and_counted_as_by_the_naive_loop(layer: tuple[list[int
         held = [expert for expert, group in enumerate(owner) if group == rows.group]
         assert rows.counts.tolist() == [sum(expert == e for e, _ in run) for expert in held]
     assert end == index.numel()
+    asked = index.flatten().tolist()
+    assert LayerTable(owner).by_expert(packed.counts).tolist() == [asked.count(e) for e in range(len(owner))]
+
+
+@settings(max_examples=100, deadline=None)
+@given(layers())
+def test_the_group_of_each_row_is_that_of_its_expert(layer: tuple[list[int], Tensor]) -> None:
+    owner, index = layer
+    assert LayerTable(owner).groups_of(index).tolist() == [[owner[expert] for expert in row] for row in index.tolist()]
 
 
 def naive_moe(hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:

@@ -69,6 +69,9 @@ class FakeCluster:
     async def snapshot(self) -> dict[str, Any]:
         return {"model": "demo", "epoch": ["a", 3], "groups": []}
 
+    async def loads(self) -> dict[str, Any]:
+        return {"layers": [1, 2], "domains": {"recorded": [[5, 0, 3], [0, 0, 8]]}}
+
 
 def says(text: str, finish: str = "stop", cached: int = 0) -> Script:
     """Every choice says `text`, a token a chunk, and ends."""

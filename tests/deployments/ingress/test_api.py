@@ -407,16 +407,17 @@ def test_keys_guard_everything_but_health(tmp_path: Path) -> None:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         async with http(make_service(says("x"), auth=auth)) as client:
             client.headers.update(headers)
-            responses = [await client.get(path) for path in ("/health", "/v1/models", "/v1/models/demo", "/v1/cluster")]
+            paths = ("/health", "/v1/models", "/v1/models/demo", "/v1/cluster", "/v1/cluster/loads")
+            responses = [await client.get(path) for path in paths]
             for path, body in ((CHAT, {"messages": MESSAGES}), ("/v1/completions", {"prompt": "a"})):
                 responses.append(await client.post(path, json={"model": "demo"} | body))
         assert all(("www-authenticate" in r.headers) == (r.status_code == 401) for r in responses)
         return [response.status_code for response in responses]
 
-    assert asyncio.run(statuses(None)) == [200, 401, 401, 401, 401, 401]
-    assert asyncio.run(statuses("wrong")) == [200, 401, 401, 401, 401, 401]
-    assert asyncio.run(statuses("api-key")) == [200, 200, 200, 401, 200, 200]
-    assert asyncio.run(statuses("admin-key")) == [200, 200, 200, 200, 200, 200]
+    assert asyncio.run(statuses(None)) == [200, 401, 401, 401, 401, 401, 401]
+    assert asyncio.run(statuses("wrong")) == [200, 401, 401, 401, 401, 401, 401]
+    assert asyncio.run(statuses("api-key")) == [200, 200, 200, 401, 401, 200, 200]
+    assert asyncio.run(statuses("admin-key")) == [200, 200, 200, 200, 200, 200, 200]
 
 
 def test_cluster_view_is_the_snapshot() -> None:
