@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-import textwrap
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -25,6 +24,7 @@ from pydantic import (
 )
 
 from cluster.errors import ConfigError
+from cluster.sentences import sentences
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 TransportName = Literal["stream", "object_store", "auto", "local"]
@@ -46,11 +46,30 @@ Number = Annotated[float, BeforeValidator(_no_boolean)]
 PositiveSeconds = Annotated[Number, Field(gt=0, le=86400)]
 
 # The tags keep pydantic from reporting one error for each alternative; they are no part of the key.
-_COUNT, _BY_GROUP = "(count)", "(by group)"
+_COUNT, _BY_GROUP, _ELASTIC = "(count)", "(by group)", "(elastic)"
+TAGS = frozenset({_COUNT, _BY_GROUP, _ELASTIC})
+ELASTIC: Literal["elastic"] = "elastic"
+"""In place of a number of replicas: the policy file decides."""
+
+
+def _elastic_only(value: Any) -> Any:
+    if value != ELASTIC:
+        raise ValueError(f"Input should be a number of replicas or {ELASTIC!r}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return _BY_GROUP if isinstance(value, dict) else _ELASTIC if isinstance(value, str) else _COUNT
+
+
+_Elastic = Annotated[Literal["elastic"], BeforeValidator(_elastic_only)]
 Replicas = Annotated[
-    Annotated[Positive, Tag(_COUNT)] | Annotated[dict[str, Positive], Tag(_BY_GROUP)],
-    Discriminator(lambda value: _BY_GROUP if isinstance(value, dict) else _COUNT),
+    Annotated[Positive, Tag(_COUNT)]
+    | Annotated[dict[str, Positive], Tag(_BY_GROUP)]
+    | Annotated[_Elastic, Tag(_ELASTIC)],
+    Discriminator(_kind),
 ]
+RouterReplicas = Annotated[Annotated[Positive, Tag(_COUNT)] | Annotated[_Elastic, Tag(_ELASTIC)], Discriminator(_kind)]
 
 
 def deployment_name(group: str, pool: str = HOME_POOL) -> str:
@@ -99,9 +118,12 @@ class ModelSpec(Spec):
 
 
 class PlacementSpec(Spec):
-    """Experts to groups: `contiguous` by index, `balanced` from a load file, `explicit` from a placement file."""
+    """Experts to groups: `contiguous` by index, `balanced` or `hot_aligned` from loads, `explicit` from a file.
 
-    strategy: Literal["contiguous", "balanced", "explicit"] = "contiguous"
+    `balanced`: groups of equal load. `hot_aligned`: every layer's hottest experts together, for more replicas of them.
+    """
+
+    strategy: Literal["contiguous", "balanced", "hot_aligned", "explicit"] = "contiguous"
     file: str | None = None
 
     @model_validator(mode="before")
@@ -134,7 +156,8 @@ class PoolSpec(Spec):
 class ExpertsSpec(Spec):
     """The expert groups and how rows reach them.
 
-    replicas: copies of every group in the default pool, or per group by name.
+    replicas: copies of every group in the default pool, or per group by name, or `elastic`: the policy file decides,
+        from one in the default pool and none in the others up to max_replicas_hard in each.
     wait_s: how long a step waits for a missing group before its requests fail with 503.
     timeout_s: silence after which one batch of rows is sent to another replica.
     auto_threshold_bytes: bytes of one layer's hidden states from which `auto` prefers the object store.
@@ -170,6 +193,8 @@ class ExpertsSpec(Spec):
                     raise ValueError(
                         f"`replicas` names {name!r}, but the groups are experts-0 to experts-{self.groups - 1}"
                     )
+        if self.elastic and any(pool.replicas for pool in self.pools.values()):
+            raise ValueError("`replicas` is 'elastic', so no pool can have `replicas` of its own; leave them out")
         counts = {"replicas": max(map(self.replicas_of, self.group_names))}
         counts |= {f"pools.{name}.replicas": pool.replicas for name, pool in self.pools.items()}
         for key, count in counts.items():
@@ -183,13 +208,21 @@ class ExpertsSpec(Spec):
         return tuple(f"experts-{index}" for index in range(self.groups))
 
     def replicas_of(self, group: str) -> int:
-        """Copies of `group` in the default pool."""
+        """Copies of `group` in the default pool; where they are elastic, the fewest."""
+        if isinstance(self.replicas, str):
+            return 1
         return self.replicas.get(group, 1) if isinstance(self.replicas, dict) else self.replicas
+
+    @property
+    def elastic(self) -> bool:
+        """Whether a policy decides how many replicas there are."""
+        return self.replicas == ELASTIC
 
 
 class RouterSpec(Spec):
     """The routers and their engines.
 
+    replicas: how many, or `elastic`: the policy file decides, from 1 to experts.max_replicas_hard.
     max_batch_tokens: tokens of one step, prefill chunks included. max_sequences: sequences in one step.
     kv_tokens: tokens the KV pool of one router holds, in pages of 16: what does not fill one would be promised in vain.
     max_queued_requests: waiting beyond that is answered 429.
@@ -197,7 +230,7 @@ class RouterSpec(Spec):
     batch_invariant: a row's result does not depend on what else is in the batch, bit for bit, at a cost in speed.
     """
 
-    replicas: Positive = 1
+    replicas: RouterReplicas = 1
     max_batch_tokens: Positive = 512
     max_sequences: Positive = 64
     kv_tokens: int = Field(default=32768, ge=16, multiple_of=16, strict=True)
@@ -205,6 +238,11 @@ class RouterSpec(Spec):
     chunks_per_s: Positive = 160
     batch_invariant: bool = False
     resources: ResourceSpec = ResourceSpec()
+
+    @property
+    def elastic(self) -> bool:
+        """Whether a policy decides how many routers there are."""
+        return self.replicas == ELASTIC
 
     @model_validator(mode="after")
     def _every_sequence_decodes(self) -> RouterSpec:
@@ -266,38 +304,4 @@ def parse_args(args: Any) -> AppConfig:
     try:
         return AppConfig.model_validate(args)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentences(error))) from None
-
-
-def _sentences(error: ValidationError) -> list[str]:
-    lines = []
-    for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"] if part not in (_COUNT, _BY_GROUP)) or "args"
-        if item["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key; allowed here: {', '.join(_allowed(item['loc']))}.")
-        elif item["type"] == "missing":
-            lines.append(f"{key}: missing, and it has no default.")
-        else:
-            message = item["msg"].removeprefix("Value error, ").split(" or instance of ")[0]
-            shown = "" if isinstance(item["input"], dict) else f" {textwrap.shorten(repr(item['input']), 100)}"
-            lines.append(f"{key}: the value{shown} is not allowed: {message}.")
-    return lines
-
-
-def _allowed(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that are known where an unknown one was found."""
-    model: type[BaseModel] = AppConfig
-    is_name = False
-    for part in location[:-1]:
-        if is_name:
-            # The names of pools are free, those of fields included: the keys are those of the value.
-            is_name = False
-            continue
-        annotation = model.model_fields[str(part)].annotation
-        model = next(kind for kind in _classes(annotation) if issubclass(kind, BaseModel))
-        is_name = get_origin(annotation) is dict
-    return sorted(model.model_fields)
-
-
-def _classes(annotation: Any) -> list[type]:
-    return [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        raise ConfigError("\n".join(sentences(error, AppConfig, name="args", tags=TAGS))) from None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.config import HOME_POOL, ExpertsSpec, deployment_name
+from cluster.decisions import PolicyReport
 from cluster.membership import Replica, View
 from cluster.placement import Experts, Placement
 from cluster.stats import ReplicaStats, RouterStats
@@ -72,11 +73,13 @@ def cluster_snapshot(
     routers: Sequence[RouterStats],
     transport_bytes: Mapping[str, int],
     targets: Mapping[str, int],
+    policy: PolicyReport | None = None,
 ) -> dict[str, Any]:
     """The body of `/v1/cluster`, ready for JSON.
 
     stats: replica id -> its last report. transport_bytes: transport -> bytes of all routers, gone ones included.
     targets: deployment -> replicas Serve is working towards; the configured number stands in for what it lacks.
+    policy: what the autoscaler last said; None where there is none.
     """
     shares = critical_shares(routers)
     return {
@@ -106,7 +109,8 @@ def cluster_snapshot(
             }
             for router in sorted(routers, key=lambda router: router.id)
         ],
-        "decisions": [],
+        "decisions": [decision.as_json() for decision in policy.decisions] if policy else [],
+        "policy": policy.as_json() if policy else None,
     }
 
 

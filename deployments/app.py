@@ -6,6 +6,7 @@ says in one sentence per error what is wrong with a config file, without startin
 """
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` to validate its arguments.
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from cluster.blueprint import Blueprint, make_blueprint
-from cluster.config import HOME_POOL, AppConfig, PoolSpec, ResourceSpec, deployment_name, resolve
+from cluster.config import ELASTIC, HOME_POOL, AppConfig, PoolSpec, ResourceSpec, deployment_name, resolve
 from cluster.errors import ConfigError
 from cluster.keys import make_key_file
 from deployments import config_file
@@ -23,6 +24,10 @@ from deployments.directory import Directory
 from deployments.experts.deployment import ExpertGroup
 from deployments.ingress.deployment import Ingress
 from deployments.router.deployment import Router
+
+POLICY_FUNCTION = "autoscale.serve_policy:ServePolicy"
+# The policy owns all delays. Reports reach the controller within half a second and are read raw, not averaged.
+_REPORTING = {"upscale_delay_s": 0, "downscale_delay_s": 0, "metrics_interval_s": 0.5, "look_back_period_s": 1}
 
 
 def build(args: AppConfig) -> serve.Application:
@@ -35,7 +40,7 @@ def build(args: AppConfig) -> serve.Application:
     make_key_file(resolve(args.security.cluster_key_file))
     directory = _directory(args, blueprint)
     router = Router.options(  # type: ignore[attr-defined]
-        num_replicas=args.router.replicas,
+        **_router_size(args),
         ray_actor_options=args.router.resources.ray_actor_options(),
         # Serve's bound holds what runs and what the engine queues; the rest waits at the handle, up to its own bound.
         max_ongoing_requests=2 * args.router.max_sequences,
@@ -67,11 +72,9 @@ def _expert_groups(args: AppConfig, blueprint: Blueprint, directory: Any) -> lis
             resources=args.experts.resources, emulate=args.experts.emulate, replicas=args.experts.replicas_of(group)
         )
         for pool, spec in {HOME_POOL: home, **args.experts.pools}.items():
-            # Serve takes no `num_replicas` of 0, only bounds that allow it.
-            bounds = {"min_replicas": 0, "initial_replicas": 0, "max_replicas": args.experts.max_replicas_hard}
-            size = {"num_replicas": spec.replicas} if spec.replicas else {"autoscaling_config": bounds}
+            count = ELASTIC if args.experts.elastic else spec.replicas
             deployment = ExpertGroup.options(  # type: ignore[attr-defined]
-                **size,
+                **_size(count, fewest=1 if pool == HOME_POOL else 0, args=args),
                 name=deployment_name(group, pool),
                 ray_actor_options=spec.resources.ray_actor_options(),
                 graceful_shutdown_timeout_s=2 * args.experts.timeout_s,
@@ -81,11 +84,33 @@ def _expert_groups(args: AppConfig, blueprint: Blueprint, directory: Any) -> lis
     return bound
 
 
+def _size(count: int | str, *, fewest: int, args: AppConfig) -> dict[str, Any]:
+    """Serve's options for a number of replicas: fixed, or wide bounds within which the policy file decides.
+
+    Serve takes no `num_replicas` of 0, only bounds that allow it.
+    """
+    hard = args.experts.max_replicas_hard
+    if count == ELASTIC:
+        return {"autoscaling_config": {**_REPORTING, "min_replicas": fewest, "max_replicas": hard}}
+    if count == 0:
+        return {"autoscaling_config": {"min_replicas": 0, "initial_replicas": 0, "max_replicas": hard}}
+    return {"num_replicas": count}
+
+
+def _router_size(args: AppConfig) -> dict[str, Any]:
+    """As `_size`. Serve shows a policy only what has bounds, and experts are scaled by what routers report."""
+    count = args.router.replicas
+    if args.experts.elastic and count != ELASTIC:
+        return {"autoscaling_config": {**_REPORTING, "min_replicas": count, "max_replicas": count}}
+    return _size(count, fewest=1, args=args)
+
+
 def check(path: Path) -> list[str]:
     """Everything wrong with the config file, one sentence each; empty when `serve run` may start."""
     try:
         file = config_file.read(path)
         _check_paths(file.args)
+        _check_policy(file)
         make_blueprint(file.args)
     except ConfigError as error:
         return str(error).splitlines()
@@ -97,6 +122,39 @@ def _check_paths(args: AppConfig) -> None:
         name = getattr(args.security, key)
         if name is not None and not resolve(name).is_file():
             raise ConfigError(f"security.{key}: there is no file {name!r}; give a file with one key a line.")
+
+
+def _check_policy(file: config_file.ConfigFile) -> None:
+    """That a policy is there exactly where something is elastic, and what it says of its own arguments."""
+    policy = file.document["applications"][0].get("autoscaling_policy")
+    elastic = [key for key in ("experts", "router") if getattr(file.args, key).elastic]
+    if policy is None:
+        if elastic:
+            raise ConfigError(
+                f"{elastic[0]}.replicas: {ELASTIC!r} needs applications.0.autoscaling_policy with a policy file; "
+                "deployments/configs/elastic.yaml has one."
+            )
+        return
+    if not elastic:
+        raise ConfigError(
+            "applications.0.autoscaling_policy: nothing here is elastic; set experts.replicas or router.replicas to "
+            f"{ELASTIC!r}, or leave the policy out."
+        )
+    name = policy["policy_function"]
+    try:
+        module, _, attribute = name.partition(":")
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError):
+        raise ConfigError(
+            f"autoscaling_policy.policy_function: the value {name!r} is not allowed: use {POLICY_FUNCTION!r}."
+        ) from None
+    if errors := getattr(function, "check", _no_errors)(policy.get("policy_kwargs") or {}, file.args):
+        raise ConfigError("\n".join(errors))
+
+
+def _no_errors(_kwargs: Any, _config: AppConfig) -> list[str]:
+    """A policy of the user's own that checks nothing."""
+    return []
 
 
 def main(arguments: list[str]) -> int:

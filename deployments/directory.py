@@ -15,12 +15,14 @@ from typing import Any
 from ray import serve
 
 from cluster.config import ExpertsSpec
+from cluster.decisions import PolicyReport
+from cluster.loads import LoadReport
 from cluster.membership import Epoch, Replica, View
 from cluster.placement import Placement
+from cluster.serve_logging import log_through_serve
 from cluster.snapshot import cluster_facts
 from cluster.stats import ReplicaStats, RouterStats
 from deployments.directory_core import DirectoryCore
-from deployments.serve_logging import log_through_serve
 
 EXPIRY_PERIOD_S = 0.5
 
@@ -69,6 +71,18 @@ class Directory:
         """Heartbeat of a router."""
         self._ensure_expiry()
         await self._core.report_router(stats)
+
+    async def report_policy(self, report: PolicyReport) -> None:
+        """Heartbeat of the autoscaler."""
+        await self._core.report_policy(report)
+
+    async def report_loads(self, report: LoadReport) -> None:
+        """Rows of each expert so far, from a router."""
+        await self._core.report_loads(report)
+
+    async def loads(self) -> dict[str, Any]:
+        """The body of `/v1/cluster/loads`."""
+        return self._core.loads()
 
     async def snapshot(self, targets: Mapping[str, int] | None = None) -> dict[str, Any]:
         """The body of `/v1/cluster`."""

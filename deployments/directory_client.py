@@ -12,9 +12,11 @@ import contextvars
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cluster.errors import DirectoryUnavailableError
+from cluster.loads import LoadReport
 from cluster.membership import Epoch, Replica, View
 from cluster.stats import ReplicaStats, RouterStats
 from deployments.view_keeper import PATIENCE_S, ViewKeeper
@@ -22,6 +24,7 @@ from deployments.view_keeper import PATIENCE_S, ViewKeeper
 logger = logging.getLogger(__name__)
 
 REPORT_PERIOD_S = 1.0
+LOADS_PERIOD_S = 5.0
 CALL_TIMEOUT_S = 3.0
 POLL_S = 5.0
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0)
@@ -125,10 +128,10 @@ class Registration:
 
 
 class RouterLink:
-    """A router's side: its view of the cluster, its heartbeat, its complaints. Belongs to one asyncio loop.
+    """A router's side: its view of the cluster, its heartbeat, its loads, its complaints. Belongs to one asyncio loop.
 
     on_view: called in that loop with each new view to use. stats: called once a period and by nobody else, so that it
-    may measure intervals; must be quick.
+    may measure intervals; must be quick. loads: called every `loads_period_s` and at the end; so must it be.
     """
 
     def __init__(
@@ -138,13 +141,18 @@ class RouterLink:
         *,
         on_view: Callable[[View], None],
         stats: Callable[[], RouterStats],
+        loads: Callable[[], LoadReport],
         period_s: float = REPORT_PERIOD_S,
+        loads_period_s: float = LOADS_PERIOD_S,
     ) -> None:
         self._handle = handle
         self._groups = tuple(groups)
         self._on_view = on_view
         self._stats = stats
+        self._loads = loads
         self._period_s = period_s
+        self._loads_period_s = loads_period_s
+        self._said_last = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._complaints: dict[str, asyncio.Task[None]] = {}
@@ -155,12 +163,19 @@ class RouterLink:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             watching = watch(self._handle, self._on_view, self._groups)
-            self._tasks = [background(watching), background(self._report_forever())]
+            work = (watching, self._report_forever(), self._report_loads_forever())
+            self._tasks = [background(each) for each in work]
 
     async def stop(self) -> None:
-        """End all tasks. Idempotent."""
+        """End all tasks, then tell the loads a last time. Idempotent."""
         for task in [*self._tasks, *self._complaints.values()]:
             await cancel(task)
+        if self._loop is not None and not self._said_last:
+            try:
+                await call(self._handle.report_loads.remote(replace(self._loads(), last=True)))
+                self._said_last = True
+            except Exception as error:
+                logger.warning("the directory does not hear this router's last loads: %r", error)
 
     def lost(self, replica_id: str) -> None:
         """Tell the Directory that this replica cannot be reached. From any thread; returns at once."""
@@ -194,9 +209,20 @@ class RouterLink:
                 outage.failed(error)
             await asyncio.sleep(self._period_s)
 
+    async def _report_loads_forever(self) -> None:
+        # Totals each time: what the directory does not hear now it hears with the next.
+        outage = Outage("this router cannot tell its loads to the directory")
+        while True:
+            await asyncio.sleep(self._loads_period_s)
+            try:
+                await call(self._handle.report_loads.remote(self._loads()))
+                outage.over()
+            except Exception as error:
+                outage.failed(error)
+
 
 class ClusterReader:
-    """The Ingress's side: the bodies of `/health` and `/v1/cluster`.
+    """The Ingress's side: the bodies of `/health`, `/v1/cluster` and `/v1/cluster/loads`.
 
     targets: replicas per deployment that Serve works towards (`deployments.targets`).
     """
@@ -221,8 +247,19 @@ class ClusterReader:
             DirectoryUnavailableError: the Directory does not answer.
         """
         targets = dict(await self._targets())
+        return await self._shown(self._handle.snapshot, targets)
+
+    async def loads(self) -> dict[str, Any]:
+        """The body of `/v1/cluster/loads`.
+
+        Raises:
+            DirectoryUnavailableError: the Directory does not answer.
+        """
+        return await self._shown(self._handle.loads)
+
+    async def _shown(self, method: Any, *arguments: Any) -> dict[str, Any]:
         try:
-            shown: dict[str, Any] = await call(self._handle.snapshot.remote(targets))
+            shown: dict[str, Any] = await call(method.remote(*arguments))
         except Exception as error:
             raise DirectoryUnavailableError("The directory does not answer; it may be restarting.") from error
         return shown

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cluster.decisions import PolicyReport
+from cluster.loads import LoadReport, RecordedLoads
 from cluster.membership import Epoch, Membership, Replica, View
 from cluster.snapshot import ClusterFacts, cluster_snapshot, health
 from cluster.stats import ReplicaStats, RouterStats
@@ -35,8 +37,10 @@ class DirectoryCore:
         self._changed = asyncio.Condition()
         self._replica_stats: dict[str, ReplicaStats] = {}
         self._routers: dict[str, tuple[float, RouterStats]] = {}
+        self._policy: PolicyReport | None = None
         # Kept for routers that are gone, too: the sum over all of them must never fall.
         self._router_bytes: dict[str, Mapping[str, int]] = {}
+        self._loads = RecordedLoads(facts.experts.values())
 
     async def report(self, replica: Replica, stats: ReplicaStats) -> bool:
         """Registration and heartbeat. False tells the replica to stop: its id has left, or is somebody else's."""
@@ -88,13 +92,32 @@ class DirectoryCore:
         self._routers[stats.id] = (self._clock(), stats)
         self._router_bytes[stats.id] = stats.transport_bytes
 
+    async def report_policy(self, report: PolicyReport) -> None:
+        """What the autoscaler says: its policy and its last decisions, all of them each time."""
+        self._policy = report
+
+    async def report_loads(self, report: LoadReport) -> None:
+        """Rows of each expert so far, from a router, every few seconds and when it stops."""
+        if not self._loads.take(report):
+            logger.warning("the loads of router %s are of another model and are not counted", report.router)
+
+    def loads(self) -> dict[str, Any]:
+        """The body of `/v1/cluster/loads`."""
+        return self._loads.as_load_file()
+
     def snapshot(self, targets: Mapping[str, int]) -> dict[str, Any]:
         """The body of `/v1/cluster`; `targets` maps deployments to the replicas Serve works towards."""
         transport_bytes: Counter[str] = Counter()
         for per_router in self._router_bytes.values():
             transport_bytes.update(per_router)
         return cluster_snapshot(
-            self._facts, self._membership.view(), self._replica_stats, self._live_routers(), transport_bytes, targets
+            self._facts,
+            self._membership.view(),
+            self._replica_stats,
+            self._live_routers(),
+            transport_bytes,
+            targets,
+            self._policy,
         )
 
     def health(self) -> tuple[bool, list[str]]:

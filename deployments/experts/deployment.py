@@ -17,10 +17,10 @@ from cluster.blueprint import Blueprint
 from cluster.config import HOME_POOL, AppConfig, EmulateSpec, resolve
 from cluster.keys import read_key_file
 from cluster.membership import State
+from cluster.serve_logging import log_through_serve
 from cluster.stats import ReplicaStats
 from deployments.directory_client import Registration
 from deployments.node import device_of, listen_host, node_id
-from deployments.serve_logging import log_through_serve
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class ExpertGroup:
             references=StoreCodec(RayReferences()) if args.experts.transport in ("object_store", "auto") else None,
         )
         self._meter = _Meter()
+        self._started_at, self._reports = time.monotonic(), 0
         self._refused = False
         self._registration = Registration(
             directory, self._replica.record(State.READY), self._stats, on_refused=self._on_refused
@@ -85,9 +86,17 @@ class ExpertGroup:
             raise RuntimeError("the directory has refused this replica")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Load for the autoscaler: totals of rows and busy seconds, and the rows that wait now."""
+        """Load for the autoscaler; `autoscale.observer` says what each number means."""
         stats = self._replica.server.stats()
-        return {"rows": float(stats.rows), "busy_s": stats.busy_s, "queue_rows": float(stats.queue_rows)}
+        self._reports += 1
+        return {
+            "seq": float(self._reports),
+            "uptime_s": time.monotonic() - self._started_at,
+            "rows": float(stats.rows),
+            "busy_s": stats.busy_s,
+            "queue_rows": float(stats.queue_rows),
+            "speed_rows_per_s": self._replica.speed_rows_per_s,
+        }
 
     async def __del__(self) -> None:
         """Serve's call on shutdown, possibly more than once: deregister, say GOAWAY, finish and flush, then stop."""

@@ -51,9 +51,20 @@ def test_only_the_model_path_is_required():
         (with_parts(experts={"transport": "pigeon"}), "experts.transport: the value 'pigeon' is not allowed:"),
         (with_parts(experts={"placement": "balanced"}), "strategy 'balanced' needs `file`."),
         (with_parts(experts={"placement": {"file": "f"}}), "strategy 'contiguous' takes no `file`."),
-        (with_parts(experts={"placement": "random"}), "'contiguous', 'balanced' or 'explicit'."),
+        (with_parts(experts={"placement": "random"}), "'contiguous', 'balanced', 'hot_aligned' or 'explicit'."),
         (with_parts(experts={"replicas": 0}), "experts.replicas: the value 0 is not allowed:"),
-        (with_parts(experts={"replicas": "two"}), "experts.replicas: the value 'two' is not allowed:"),
+        (
+            with_parts(experts={"replicas": "two"}),
+            "experts.replicas: the value 'two' is not allowed: Input should be a number of replicas or 'elastic'.",
+        ),
+        (
+            with_parts(router={"replicas": "two"}),
+            "router.replicas: the value 'two' is not allowed: Input should be a number of replicas or 'elastic'.",
+        ),
+        (
+            with_parts(experts={"replicas": "elastic", "pools": {"h100": {"replicas": 1}}}),
+            "`replicas` is 'elastic', so no pool can have `replicas` of its own; leave them out.",
+        ),
         (
             with_parts(experts={"replicas": {"experts-0": 0}}),
             "experts.replicas.experts-0: the value 0 is not allowed: Input should be greater than or equal to 1.",
@@ -117,6 +128,13 @@ def test_replicas_are_one_number_or_numbers_by_group():
     assert ExpertsSpec(replicas=2).replicas_of("experts-3") == 2
     by_group = ExpertsSpec(replicas={"experts-0": 3})
     assert [by_group.replicas_of(group) for group in by_group.group_names] == [3, 1, 1, 1]
+    assert not by_group.elastic
+
+
+def test_elastic_numbers_start_at_one():
+    elastic = ExpertsSpec(replicas="elastic")
+    assert elastic.elastic
+    assert elastic.replicas_of("experts-3") == 1
 
 
 def test_configuration_cannot_be_changed():

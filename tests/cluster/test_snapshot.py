@@ -5,6 +5,7 @@ import json
 import pytest
 
 from cluster.config import ExpertsSpec
+from cluster.decisions import DecisionRecord, PolicyReport
 from cluster.membership import Address, Epoch, Replica, State, View
 from cluster.placement import contiguous
 from cluster.snapshot import cluster_facts, cluster_snapshot, critical_shares, health
@@ -78,6 +79,30 @@ def test_the_snapshot_has_the_shape_the_design_fixes():
         ],
         "routers": [{"id": "r", "running": 3, "waiting": 1, "kv_used_tokens": 640}],
         "decisions": [],
+        "policy": None,
+    }
+
+
+def test_decisions_and_the_state_of_the_policy_file_are_shown_as_the_autoscaler_reported_them():
+    decision = DecisionRecord(12.3456, "experts-1", "h100", 1, 2, "experts-1: hot, 1 -> 2")
+    report = PolicyReport("p.yaml", "abc", 11.0, "budget.gpus: wrong.", ("experts-0: no room",), (decision,))
+    shown = cluster_snapshot(facts_of(), VIEW, {}, [], {}, {}, report)
+    assert shown["decisions"] == [
+        {
+            "time": 12.346,
+            "group": "experts-1",
+            "pool": "h100",
+            "from": 1,
+            "to": 2,
+            "reason": "experts-1: hot, 1 -> 2",
+        }
+    ]
+    assert shown["policy"] == {
+        "file": "p.yaml",
+        "version": "abc",
+        "loaded_at": 11.0,
+        "error": "budget.gpus: wrong.",
+        "held_back": ["experts-0: no room"],
     }
 
 

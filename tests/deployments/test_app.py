@@ -169,6 +169,68 @@ def test_the_command_fails_without_starting_ray(tmp_path: Path, checkpoint: Path
     )
 
 
+ELASTIC: Document = {"experts": {"replicas": "elastic", "groups": 2}}
+
+
+def elastic_errors(
+    tmp_path: Path, checkpoint: Path, policy: Document | None, args: Document = ELASTIC, text: str = "version: 1\n"
+) -> list[str]:
+    """What `check` says of a config with this `autoscaling_policy`; `policy.yaml` in the root holds `text`."""
+    (tmp_path / "policy.yaml").write_text(text)
+    path = write(tmp_path, checkpoint, lambda known: known.update(args))
+    document = yaml.safe_load(path.read_text())
+    if policy is not None:
+        document["applications"][0]["autoscaling_policy"] = policy
+    path.write_text(yaml.safe_dump(document))
+    return check(path)
+
+
+def policy_of(function: str = "autoscale.serve_policy:ServePolicy", **kwargs: object) -> Document:
+    return {"policy_function": function, "policy_kwargs": {"policy_file": "policy.yaml", **kwargs}}
+
+
+def test_elastic_replicas_and_a_valid_policy_belong_together(tmp_path: Path, checkpoint: Path) -> None:
+    assert elastic_errors(tmp_path, checkpoint, policy_of()) == []
+    assert elastic_errors(tmp_path, checkpoint, policy_of(), {"router": {"replicas": "elastic"}}) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "args", "text", "words"),
+    [
+        (None, ELASTIC, "", ("experts.replicas", "'elastic'", "autoscaling_policy")),
+        (None, {"router": {"replicas": "elastic"}}, "", ("router.replicas", "'elastic'")),
+        (policy_of(), {}, "version: 1", ("autoscaling_policy", "nothing here is elastic")),
+        (policy_of("autoscale.serve_policy:Nobody"), ELASTIC, "version: 1", ("policy_function", "Nobody", "use ")),
+        (policy_of("no.such.module:Policy"), ELASTIC, "version: 1", ("policy_function", "no.such.module", "use ")),
+        (policy_of(colour="blue"), ELASTIC, "version: 1", ("policy_kwargs", "colour", "policy_file")),
+        (policy_of(policy_file="none.yaml"), ELASTIC, "version: 1", ("none.yaml", "cannot be read")),
+        (policy_of(), ELASTIC, "version: 2", ("policy.yaml", "version", "2")),
+        (policy_of(), ELASTIC, "version: 1\ngroups: [{match: nobody}]", ("policy.yaml", "nobody", "experts-")),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_one_sentence(
+    policy: Document | None, args: Document, text: str, words: tuple[str, ...], tmp_path: Path, checkpoint: Path
+) -> None:
+    errors = elastic_errors(tmp_path, checkpoint, policy, args, text)
+    assert len(errors) == 1, errors
+    assert all(word in errors[0] for word in words), errors[0]
+
+
+def test_elastic_replicas_have_wide_bounds_and_routers_report_even_where_their_number_is_fixed(
+    checkpoint: Path,
+) -> None:
+    experts = {"groups": 1, "pools": {"h100": {}}, "replicas": "elastic", "max_replicas_hard": 5}
+    application = build(
+        parse_args({"model": {"path": str(checkpoint)}, "experts": experts, "router": {"replicas": 2}})
+    )._bound_deployment
+    home, pool = (bound._bound_deployment._deployment_config.autoscaling_config for bound in application.init_args[-1])
+    assert (home.min_replicas, home.initial_replicas, home.max_replicas) == (1, None, 5)
+    assert (pool.min_replicas, pool.max_replicas) == (0, 5)
+    assert (home.upscale_delay_s, home.downscale_delay_s) == (0, 0)
+    router = application.init_args[2]._bound_deployment._deployment_config.autoscaling_config
+    assert (router.min_replicas, router.max_replicas) == (2, 2)
+
+
 def test_a_pool_without_replicas_is_deployed_at_zero(checkpoint: Path) -> None:
     pools = {"h100": {}, "l4": {"replicas": 2}}
     application = build(

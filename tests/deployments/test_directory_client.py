@@ -4,10 +4,12 @@ import asyncio
 import contextvars
 import threading
 
+import numpy as np
 import pytest
 
 from cluster.config import ExpertsSpec
 from cluster.errors import DirectoryUnavailableError
+from cluster.loads import LoadReport
 from cluster.membership import Address, Replica, State
 from cluster.placement import contiguous
 from cluster.snapshot import cluster_facts
@@ -33,6 +35,9 @@ class Directory(DirectoryCore):
 
     async def snapshot(self, targets):
         return super().snapshot(targets)
+
+    async def loads(self):
+        return super().loads()
 
 
 class Handle:
@@ -197,14 +202,99 @@ def test_a_refused_replica_is_told_once_and_reports_no_more():
     asyncio.run(story())
 
 
+class Rows:
+    """What a router has sent to the two experts of layer 0 so far."""
+
+    def __init__(self):
+        self.now = np.zeros(2, dtype=np.int64)
+
+    def send(self, *rows):
+        self.now = self.now + np.array(rows)
+
+    def report(self):
+        return LoadReport("r", {0: self.now})
+
+
+def router_link(handle, on_view=lambda _: None, rows=None):
+    return RouterLink(
+        handle,
+        GROUPS,
+        on_view=on_view,
+        stats=lambda: RouterStats("r", running=1),
+        loads=(rows or Rows()).report,
+        period_s=SOON_S,
+        loads_period_s=SOON_S,
+    )
+
+
+async def recorded(directory):
+    [[rows]] = (await directory.loads())["domains"].values()
+    return rows
+
+
+def test_a_router_tells_its_loads_again_and_again_and_a_last_time_when_it_stops():
+    async def story():
+        directory, rows = Directory(), Rows()
+        handle = Handle(directory)
+        link = router_link(handle, rows=rows)
+        link.start()
+        rows.send(3, 1)
+        await until(lambda: directory._loads._by_router and directory._loads._by_router["r"][0].tolist() == [3, 1])
+        rows.send(0, 2)
+        await link.stop()
+        assert await recorded(directory) == [3, 3]
+        rows.send(5, 5)
+        await link.stop()
+        assert await recorded(directory) == [3, 3]
+        assert [call[1].last for call in handle.calls if call[0] == "report_loads"][-2:] == [False, True]
+
+    asyncio.run(story())
+
+
+def test_loads_that_a_directory_did_not_hear_are_told_to_it_or_to_the_next_once():
+    async def story():
+        directory, rows = Directory(), Rows()
+        handle = Handle(directory)
+        link = router_link(handle, rows=rows)
+        link.start()
+        rows.send(3, 1)
+        await until(lambda: any(call[0] == "report_loads" and call[1].rows[0].any() for call in handle.calls))
+        handle.directory, calls = None, len(handle.calls)
+        rows.send(10, 0)
+        await until(lambda: [call[0] for call in handle.calls[calls:]].count("report_loads") >= 2)
+        handle.directory = directory
+        await until(lambda: directory._loads._by_router["r"][0].tolist() == [13, 1])
+        handle.directory = restarted = Directory("two")
+        await until(lambda: restarted._loads._by_router)
+        await link.stop()
+        assert await recorded(restarted) == await recorded(directory) == [13, 1]
+
+    asyncio.run(story())
+
+
+def test_a_last_word_that_is_not_heard_is_said_again_by_the_next_stop_and_never_without_a_start():
+    async def story():
+        directory, rows = Directory(), Rows()
+        handle = Handle(None)
+        await router_link(handle).stop()
+        assert handle.calls == []
+        link = router_link(handle, rows=rows)
+        link.start()
+        rows.send(1, 0)
+        await link.stop()
+        handle.directory = directory
+        await link.stop()
+        assert await recorded(directory) == [1, 0]
+
+    asyncio.run(story())
+
+
 def test_a_router_watches_reports_and_complains_from_any_thread():
     async def story():
         directory, seen = Directory(), []
         handle = Handle(directory)
         await directory.report(READY, ReplicaStats())
-        link = RouterLink(
-            handle, GROUPS, on_view=seen.append, stats=lambda: RouterStats("r", running=1), period_s=SOON_S
-        )
+        link = router_link(handle, on_view=seen.append)
         link.lost("a")  # before the start there is nobody to tell
         link.start()
         link.start()
@@ -233,10 +323,13 @@ def test_the_ingress_reads_health_and_snapshot_with_the_targets():
         reader = ClusterReader(handle, targets)
         assert await reader.health() == (False, ["router", "experts-0"])
         assert (await reader.snapshot())["groups"][0]["target_replicas"] == 4
+        assert await reader.loads() == {"layers": [0], "domains": {"recorded": [[0, 0]]}}
         handle.directory = None
         assert await reader.health() == (False, ["directory"])
         with pytest.raises(DirectoryUnavailableError):
             await reader.snapshot()
+        with pytest.raises(DirectoryUnavailableError):
+            await reader.loads()
 
     asyncio.run(story())
 

@@ -3,9 +3,12 @@
 import asyncio
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cluster.config import ExpertsSpec
+from cluster.decisions import PolicyReport
+from cluster.loads import LoadReport
 from cluster.membership import Address, Epoch, Replica, State
 from cluster.placement import contiguous
 from cluster.snapshot import cluster_facts
@@ -154,6 +157,16 @@ def test_the_snapshot_shows_the_last_report_of_each(core):
     asyncio.run(story())
 
 
+def test_the_snapshot_shows_what_the_autoscaler_said_last(core):
+    async def story():
+        assert core.snapshot({})["policy"] is None
+        await core.report_policy(PolicyReport("p.yaml", version="1"))
+        await core.report_policy(PolicyReport("p.yaml", version="2"))
+        assert core.snapshot({})["policy"]["version"] == "2"
+
+    asyncio.run(story())
+
+
 def test_transport_bytes_do_not_fall_when_a_router_goes(core, clock):
     async def story():
         await core.report_router(RouterStats("r1", transport_bytes={"stream": 10}))
@@ -180,3 +193,26 @@ def test_a_restarted_directory_fills_by_the_next_heartbeats(clock):
         assert (view.epoch.incarnation, [member.id for member in view.replicas]) == ("two", ["a", "b"])
 
     asyncio.run(story())
+
+
+def test_loads_are_summed_over_routers_and_kept_when_they_go(core, clock):
+    def report(router, *rows, last=False):
+        return core.report_loads(LoadReport(router, {0: np.array(rows)}, last))
+
+    async def story():
+        assert core.loads() == {"layers": [0], "domains": {"recorded": [[0, 0, 0, 0]]}}
+        await core.report_router(RouterStats("one"))
+        await report("one", 5, 0, 1, 0)
+        await report("two", 0, 7, 0, 0)
+        await report("two", 0, 8, 0, 2, last=True)
+        clock[0] = ROUTER_TIMEOUT_S + 1
+        await core.expire()
+        return core.loads()
+
+    assert asyncio.run(story()) == {"layers": [0], "domains": {"recorded": [[5, 8, 1, 2]]}}
+
+
+def test_loads_of_another_model_are_not_counted_and_said_so(core, caplog):
+    asyncio.run(core.report_loads(LoadReport("old", {0: np.ones(4), 1: np.ones(4)})))
+    assert core.loads() == {"layers": [0], "domains": {"recorded": [[0, 0, 0, 0]]}}
+    assert "old" in caplog.text
