@@ -1,0 +1,181 @@
+"""The policy as Serve calls it: contexts in, targets out, about nine times a second, inside the Serve controller.
+
+Named in the application's config:
+
+    autoscaling_policy:
+      policy_function: autoscale.serve_policy:ServePolicy
+      policy_kwargs: {policy_file: autoscale/policies/default.yaml}
+
+One tick: reload the policy file where it has changed, take in reports (`observer`), count replicas (`leaving`), decide
+(`policy`), tell the Directory (`controller_link`). A tick never blocks and never raises: an exception here would stop
+the update of every application of the controller. A deployment that is left out of the answer keeps what it has.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from autoscale.controller_link import ControllerLink, Details
+from autoscale.fleet import fleet_of
+from autoscale.leaving import Leaving
+from autoscale.observer import Observer
+from autoscale.policy import Decision, PolicyState, decide
+from autoscale.policy_file import PolicyFile, check_against, read
+from autoscale.schedule import Schedule
+from autoscale.signals import ROUTER, Fleet, UnitCounts
+from autoscale.spec import PolicySpec
+from cluster.config import AppConfig, parse_args, resolve
+from cluster.decisions import KEPT_DECISIONS, DecisionRecord, PolicyReport
+from cluster.errors import ConfigError
+from cluster.serve_logging import log_through_serve
+
+logger = logging.getLogger(__name__)
+
+DIRECTORY = "Directory"
+PERIOD_S = 0.2
+"""Decisions are made no more often: reports come every half second."""
+
+
+class ServePolicy:
+    """An application-level autoscaling policy of Serve. One instance per application, rebuilt with the controller.
+
+    policy_file: the YAML file, relative paths against the project root.
+    """
+
+    def __init__(self, policy_file: str) -> None:
+        log_through_serve()
+        self._name = policy_file
+        self._file: PolicyFile | None = None
+        self._schedule: tuple[PolicySpec, Schedule] | None = None
+        self._state = PolicyState()
+        self._leaving = Leaving()
+        self._records: deque[DecisionRecord] = deque(maxlen=KEPT_DECISIONS)
+        self._held_back: tuple[str, ...] = ()
+        self._link: ControllerLink | None = None
+        self._details: Details | None = None
+        self._fleet: Fleet | None = None
+        self._observer: Observer | None = None
+        self._decided_at = float("-inf")
+        self._complaint = ""
+
+    @classmethod
+    def check(cls, kwargs: Mapping[str, Any], config: AppConfig) -> list[str]:
+        """What is wrong with `policy_kwargs` for this configuration, one sentence each. Starts nothing."""
+        name = kwargs.get("policy_file")
+        if not isinstance(name, str) or len(kwargs) != 1:
+            return [
+                f"autoscaling_policy.policy_kwargs: {dict(kwargs)!r} is not allowed: give `policy_file` and no more."
+            ]
+        try:
+            spec = read(resolve(name))
+        except ConfigError as error:
+            return [f"{name}: {line}" for line in str(error).splitlines()]
+        return [f"{name}: {line}" for line in check_against(spec, fleet_of(config))]
+
+    def __call__(self, contexts: Mapping[Any, Any]) -> tuple[dict[Any, int], dict[Any, dict[str, Any]]]:
+        """Serve's call: deployment id -> `AutoscalingContext` in, (deployment id -> replicas, no state of ours) out."""
+        try:
+            targets = self._tick(contexts, time.monotonic(), time.time())
+            self._complaint = ""
+        except Exception as error:
+            if repr(error) != self._complaint:
+                self._complaint = repr(error)
+                logger.exception("the policy failed; all targets stay as they are")
+            targets = {}
+        return {key: targets[key.name] for key in contexts if key.name in targets}, {}
+
+    def _tick(self, contexts: Mapping[Any, Any], now: float, wall_s: float) -> dict[str, int]:
+        """Unit -> replicas. now: monotonic seconds; wall_s: Unix seconds, for schedules only."""
+        if not contexts or 0 <= now - self._decided_at < PERIOD_S:
+            return {}
+        self._decided_at = now
+        if self._link is None:
+            self._link = ControllerLink(next(iter(contexts)).app_name, DIRECTORY)
+        self._take_details(self._link.latest)
+        if self._file is None or self._fleet is None or self._observer is None:
+            return {}
+        self._file.refresh()
+        spec = self._spec(self._file, wall_s)
+        targets: dict[str, int] = {}
+        if spec is not None:
+            units = {key.name: context for key, context in contexts.items()}
+            decision = self._decide(self._observer, self._fleet, spec, units, now)
+            self._remember(decision, now, wall_s)
+            targets = dict(decision.targets)
+            moving = any(context.target_num_replicas != context.current_num_replicas for context in units.values())
+            self._link.watch_closely(moving or bool(decision.changes) or self._leaving.any)
+        self._link.report(self._report(self._file))
+        return targets
+
+    def _decide(
+        self, observer: Observer, fleet: Fleet, spec: PolicySpec, units: Mapping[str, Any], now: float
+    ) -> Decision:
+        for name in {*fleet.units, ROUTER} & units.keys():
+            observer.see(name, _reports(units[name]), now, spec.signals.window_s)
+        counts = {name: self._counts(name, context) for name, context in units.items() if name in fleet.units}
+        signals = observer.signals(counts, ROUTER, spec.signals, now)
+        return decide(signals, spec, fleet, self._state, now)
+
+    def _counts(self, name: str, context: Any) -> UnitCounts:
+        # Running ones beyond the target are about to stop: `leaving` counts them from the moment it was lowered.
+        target = int(context.target_num_replicas)
+        return UnitCounts(min(int(context.current_num_replicas), target), target, self._leaving.count(name))
+
+    def _remember(self, decision: Decision, now: float, wall_s: float) -> None:
+        self._state, self._held_back = decision.state, decision.held_back
+        for change in decision.changes:
+            logger.info("%s", change.reason)
+            if change.after < change.before:
+                self._leaving.taken_back(change.unit, change.before - change.after, now)
+            group = change.group or ROUTER
+            self._records.append(DecisionRecord(wall_s, group, change.pool, change.before, change.after, change.reason))
+
+    def _take_details(self, details: Details | None) -> None:
+        """Adopt what the controller said, where that is new. A changed configuration starts the observations afresh."""
+        if details is None or details is self._details:
+            return
+        if self._details is None or details.args != self._details.args:
+            self._fleet = fleet_of(parse_args(details.args))
+            self._observer = Observer(self._fleet)
+            # Only now, because a policy can be judged only against the groups it is for.
+            self._file = self._file or PolicyFile(resolve(self._name), check=self._misfits)
+        self._details = details
+        self._leaving.details(details.stopping, details.asked_at)
+
+    def _spec(self, file: PolicyFile, wall_s: float) -> PolicySpec | None:
+        """The policy in force with the schedules of this moment."""
+        spec = file.spec
+        if spec is None:
+            return None
+        if self._schedule is None or self._schedule[0] is not spec:
+            self._schedule = (spec, Schedule(spec))
+        return self._schedule[1].in_force(datetime.fromtimestamp(wall_s, UTC))
+
+    def _misfits(self, spec: PolicySpec) -> list[str]:
+        """What a policy names that is not there."""
+        return [] if self._fleet is None else list(check_against(spec, self._fleet))
+
+    def _report(self, file: PolicyFile) -> PolicyReport:
+        return PolicyReport(
+            file=self._name,
+            version=file.version_hash,
+            loaded_at=file.loaded_at,
+            error=file.error,
+            held_back=self._held_back,
+            decisions=tuple(self._records),
+        )
+
+
+def _reports(context: Any) -> dict[str, dict[str, float]]:
+    """The last report of every running replica of a deployment; {} for one that has not reported."""
+    reports: dict[str, dict[str, float]] = {replica.unique_id: {} for replica in context.running_replicas}
+    for metric, series in (context.raw_metrics or {}).items():
+        for replica, points in series.items():
+            if points and replica.unique_id in reports:
+                reports[replica.unique_id][metric] = float(points[-1].value)
+    return reports

@@ -1,0 +1,80 @@
+"""Growth that fails: replicas not ready within their start-up budget are given up, and a back-off follows. Pure.
+
+    target rises ──────────── budget_s ────────────> given up ──── back-off ────> may be asked for again
+      (or a replica is lost)                           target: what is ready      doubles with every failure, up to 1 h
+
+A replica that becomes ready ends the row of failures. Only the unit where it failed waits: another pool may grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from autoscale.pools import Scalable, Unit
+from autoscale.spec import Startup
+
+LONGEST_BACKOFF_S = 3600.0
+MOST_DOUBLINGS = 16
+
+
+class Start(NamedTuple):
+    """What is remembered of one unit. since: from when replicas are starting, None where none are.
+
+    blocked_until: the end of the back-off, None where there is none. failures: in a row.
+    """
+
+    ready: int
+    target: int
+    since: float | None = None
+    failures: int = 0
+    blocked_until: float | None = None
+
+    def rebased(self, before: float, now: float) -> Start:
+        """After the clock jumped back: starting begins anew, what is left of a back-off stays."""
+        left = None if self.blocked_until is None else min(LONGEST_BACKOFF_S, max(0.0, self.blocked_until - before))
+        return self._replace(
+            since=None if self.since is None else now, blocked_until=None if left is None else now + left
+        )
+
+
+def watch(listed: list[Scalable], last: Mapping[str, Start], now: float) -> dict[str, Start]:
+    """Follow every unit; give up what is late: its planned target falls, its back-off begins. -> unit -> `Start`."""
+    starts = {}
+    for each in listed:
+        for unit in each.units:
+            name = unit.facts.name
+            start = _follow(last.get(name), unit, now)
+            if start.since is not None and now - start.since > each.scaling.startup.budget_s:
+                start = _give_up(start, unit, each.scaling.startup, now)
+            unit.blocked = start.blocked_until is not None
+            starts[name] = start
+    return starts
+
+
+def _follow(last: Start | None, unit: Unit, now: float) -> Start:
+    starting = unit.before > unit.ready
+    if last is None:
+        return Start(unit.ready, unit.before, now if starting else None)
+    since = None
+    if starting:
+        anew = last.since is None or unit.ready < last.ready or unit.before > last.target
+        since = now if anew else last.since
+    failures, until = last.failures, last.blocked_until
+    if unit.ready > last.ready:
+        failures, until = 0, None
+    if until is not None and now >= until:
+        until = None
+    return Start(unit.ready, unit.before, since, failures, until)
+
+
+def _give_up(start: Start, unit: Unit, startup: Startup, now: float) -> Start:
+    backoff_s = min(LONGEST_BACKOFF_S, startup.backoff_s * 2.0 ** min(MOST_DOUBLINGS, start.failures))
+    unit.target = min(unit.before, max(unit.ready, unit.floor))
+    lost = unit.before - unit.target
+    if lost:
+        were = "a replica was" if lost == 1 else f"{lost} replicas were"
+        is_ = "is" if lost == 1 else "are"
+        unit.why = f"{were} not ready after {startup.budget_s:g} s and {is_} given up; no new one for {backoff_s:g} s"
+    failures = min(MOST_DOUBLINGS, start.failures + 1)
+    return start._replace(since=now, failures=failures, blocked_until=now + backoff_s)
