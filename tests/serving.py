@@ -57,17 +57,26 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(command: list[str], port: int, log: Path, health: str = "/health") -> Iterator[Server]:
+def serving(
+    command: list[str], port: int, log: Path, health: str = "/health", environment: dict[str, str] | None = None
+) -> Iterator[Server]:
     """Run `command` until the block ends, then press Ctrl-C and insist that nothing is left.
+
+    environment: variables beside this process's own, among which those that name a Ray cluster are left out.
 
     Raises:
         RuntimeError: it ended or was not healthy in time; the message holds the end of its output.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
     started_at = time.time()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=ROOT,
+            env={**own, **(environment or {})},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         url = f"http://127.0.0.1:{port}"

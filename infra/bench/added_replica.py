@@ -4,22 +4,20 @@ One cluster, the same load: experts-0 of the running demo goes from one replica 
 deployment, in turn. A router connects to a replica with the first rows it has for it, so these are seen from outside as
 the replica's first connection; that rows were computed is confirmed by the replica's own report, which comes up to a
 second later. The bare replica is there when Serve calls it running.
-Knows Serve's REST API and the names of Ray's processes; starts no cluster.
+Starts no cluster.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -27,12 +25,12 @@ import psutil
 from infra.bench.figures import Figure, compared
 from infra.bench.measure import alternate
 from infra.bench.models import BenchModel
+from infra.bench.serve_rest import ANSWER_S, ServeRest, is_connected
 
 GROUP = "experts-0"
 BARE = {"name": "bare", "route_prefix": "/bare", "import_path": "infra.bench.weightless_app:bare"}
 ROUNDS = 3
-POLL_S, ANSWER_S, REPLICA_S = 0.1, 60.0, 60.0
-SOCKET_FOLDER_PREFIX = "xs-"
+POLL_S, REPLICA_S = 0.1, 60.0
 
 CLIENTS, PROMPT_TOKENS, NEW_TOKENS = 4, 256, 128
 FIRST_ORDINARY_TOKEN = 3
@@ -119,26 +117,19 @@ class _Cluster:
     def __init__(self, url: str, application: Mapping[str, Any], served_by: psutil.Process) -> None:
         self._url = url
         self._application = application
-        self._served_by = served_by
-        self._serve_url = f"{_dashboard_url(served_by)}/api/serve/applications/"
-        token = _ray_token()
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        self._serve = ServeRest(served_by)
 
     def deploy(self, *, experts: int = 1, bare: int = 1) -> None:
         """Ask for these numbers of replicas."""
         ours = {**self._application, "deployments": [{"name": GROUP, "num_replicas": experts}]}
-        other = {**BARE, "deployments": [{"name": "Bare", "num_replicas": bare}]}
-        body = json.dumps({"applications": [ours, other]}).encode()
-        request = urllib.request.Request(self._serve_url, body, self._headers, method="PUT")
-        with urllib.request.urlopen(request, timeout=ANSWER_S):
-            pass
+        self._serve.deploy([ours, {**BARE, "deployments": [{"name": "Bare", "num_replicas": bare}]}])
 
     def add_expert_replica(self) -> float:
         """Seconds until a router sends rows to the new replica."""
         known_pids, known_ids = self._expert_pids(), {replica["id"] for replica in self._experts()}
         started = time.monotonic()
         self.deploy(experts=2)
-        _await(lambda: any(map(_is_connected, self._expert_pids() - known_pids)), f"rows for a new replica of {GROUP}")
+        _await(lambda: any(map(is_connected, self._expert_pids() - known_pids)), f"rows for a new replica of {GROUP}")
         took_s = time.monotonic() - started
         computed = partial(self._rows_beside, known_ids)
         _await(computed, f"rows computed by the new replica of {GROUP}")
@@ -174,48 +165,10 @@ class _Cluster:
         return sum(replica["rows"] or 0 for replica in self._experts() if replica["id"] not in known_ids)
 
     def _expert_pids(self) -> set[int]:
-        title = f"ray::ServeReplica:{self._application['name']}:{GROUP}"
-        return {pid for pid, command in _commands(self._served_by) if command[0].startswith(title)}
+        return self._serve.replica_pids(self._application["name"], GROUP)
 
     def _bare_states(self) -> list[str]:
-        request = urllib.request.Request(self._serve_url, headers=self._headers)
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
-            application = json.load(response)["applications"].get(BARE["name"], {})
-        found = application.get("deployments", {}).get("Bare", {}).get("replicas", [])
-        return [replica["state"] for replica in found]
-
-
-def _commands(served_by: psutil.Process) -> Iterator[tuple[int, list[str]]]:
-    """(pid, command line) of everything `serve run` has started."""
-    for process in served_by.children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if command := process.cmdline():
-                yield process.pid, command
-
-
-def _is_connected(pid: int) -> bool:
-    """Whether a router is connected to the expert replica: its Unix socket is there once more than it listens."""
-    with suppress(psutil.NoSuchProcess):
-        paths = [Path(str(connection.laddr)) for connection in psutil.Process(pid).net_connections("unix")]
-        return sum(path.parent.name.startswith(SOCKET_FOLDER_PREFIX) for path in paths) > 1
-    return False
-
-
-def _dashboard_url(served_by: psutil.Process) -> str:
-    """Where Ray's dashboard listens, which takes new configs."""
-    for _, command in _commands(served_by):
-        ports = [part.removeprefix("--port=") for part in command if part.startswith("--port=")]
-        if ports and any(part.endswith("dashboard.py") for part in command):
-            return f"http://127.0.0.1:{ports[0]}"
-    raise RuntimeError("Ray's dashboard does not run")
-
-
-def _ray_token() -> str | None:
-    """The token Ray's dashboard asks for, from where Ray itself looks for it."""
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return path.read_text().strip() if path.is_file() else None
+        return self._serve.replica_states(BARE["name"]).get("Bare", [])
 
 
 def _await(condition: Callable[[], Any], what: str) -> None:

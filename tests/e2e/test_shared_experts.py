@@ -1,4 +1,4 @@
-"""configs/elastic.yaml: two routers share groups, one of them with two replicas, on emulated devices; same answers."""
+"""Fixed numbers: two routers share the groups, one of these with two replicas, on emulated devices; same answers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import psutil
 import pytest
+import yaml
 
 from tests.e2e.conftest import MODEL, WholeModel
 from tests.serving import ROOT, Server, free_port, launch, serving, wait_for
@@ -18,9 +19,14 @@ PROMPTS = tuple(f"{start}{number}" for number, start in enumerate(("import os\n"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    port = free_port()
-    config = ROOT / "deployments" / "configs" / "elastic.yaml"
-    with serving(launch(config, port), port, tmp_path_factory.mktemp("elastic") / "log") as server:
+    port, folder = free_port(), tmp_path_factory.mktemp("shared")
+    document = yaml.safe_load((ROOT / "deployments" / "configs" / "demo.yaml").read_text())
+    args = document["applications"][0]["args"]
+    args["experts"] |= {"replicas": {"experts-0": 2}, "emulate": {"rows_per_s": 4000}}
+    args["router"] |= {"replicas": 2}
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(document))
+    with serving(launch(config, port), port, folder / "log") as server:
         yield server
 
 

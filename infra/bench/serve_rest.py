@@ -1,0 +1,86 @@
+"""A running Serve seen from outside: its REST API, and the processes of its replicas.
+
+Knows the names of Ray's processes; starts and stops nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ANSWER_S = 60.0
+SOCKET_FOLDER_PREFIX = "xs-"
+
+
+class ServeRest:
+    """Serve's REST API in the cluster that `served_by` (a `serve run`, or its parent) has started."""
+
+    def __init__(self, served_by: psutil.Process) -> None:
+        self._served_by = served_by
+        self._url = f"{_dashboard_url(served_by)}/api/serve/applications/"
+        token = _ray_token()
+        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+
+    def deploy(self, applications: Sequence[Mapping[str, Any]]) -> None:
+        """Make these the applications; what differs in numbers of replicas only is applied without a restart."""
+        body = json.dumps({"applications": list(applications)}).encode()
+        request = urllib.request.Request(self._url, body, self._headers, method="PUT")
+        with urllib.request.urlopen(request, timeout=ANSWER_S):
+            pass
+
+    def replica_states(self, application: str) -> dict[str, list[str]]:
+        """Deployment -> the states of its replicas, those that start and those that stop included."""
+        request = urllib.request.Request(self._url, headers=self._headers)
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
+            found = json.load(response)["applications"].get(application, {}).get("deployments", {})
+        return {name: [replica["state"] for replica in each["replicas"]] for name, each in found.items()}
+
+    def replica_pids(self, application: str, deployment: str) -> set[int]:
+        """The processes of its replicas, from the moment Ray has given them their names."""
+        title = f"ray::ServeReplica:{application}:{deployment}"
+        # The title ends there or goes on with the name of the method that runs: experts-1 is not experts-10.
+        return {
+            pid
+            for pid, command in _commands(self._served_by)
+            if f"{command[0]}.".startswith((f"{title}.", f"{title}:"))
+        }
+
+
+def is_connected(pid: int) -> bool:
+    """Whether a router is connected to the expert replica: its Unix socket is there once more than it listens."""
+    with suppress(psutil.NoSuchProcess):
+        paths = [Path(str(connection.laddr)) for connection in psutil.Process(pid).net_connections("unix")]
+        return sum(path.parent.name.startswith(SOCKET_FOLDER_PREFIX) for path in paths) > 1
+    return False
+
+
+def _commands(served_by: psutil.Process) -> Iterator[tuple[int, list[str]]]:
+    """(pid, command line) of everything `serve run` has started."""
+    for process in served_by.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if command := process.cmdline():
+                yield process.pid, command
+
+
+def _dashboard_url(served_by: psutil.Process) -> str:
+    """Where Ray's dashboard listens, which takes new configs."""
+    for _, command in _commands(served_by):
+        ports = [part.removeprefix("--port=") for part in command if part.startswith("--port=")]
+        if ports and any(part.endswith("dashboard.py") for part in command):
+            return f"http://127.0.0.1:{ports[0]}"
+    raise RuntimeError("Ray's dashboard does not run")
+
+
+def _ray_token() -> str | None:
+    """The token Ray's dashboard asks for, from where Ray itself looks for it."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text().strip() if path.is_file() else None

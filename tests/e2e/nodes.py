@@ -1,0 +1,71 @@
+"""Several Ray nodes on one machine, in a process of their own, until its input ends.
+
+    python -m tests.e2e.nodes '{"l4": {"accelerator_type:L4": 4}}'
+
+starts a head and one node for each entry, with the label `kind` and these resources, and prints the head's address. A
+process of its own because Ray settles at its import whether it asks for tokens; `RAY_AUTH_MODE=token` must be set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.serving import ROOT, free_port
+
+TOKEN = {"RAY_AUTH_MODE": "token"}
+STOP_S = 60
+
+
+@contextmanager
+def nodes(kinds: Mapping[str, Mapping[str, float]], log: Path) -> Iterator[str]:
+    """The address of a cluster with a node of each kind, until the block ends."""
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.nodes", json.dumps(kinds)],
+            cwd=ROOT,
+            env={**os.environ, **TOKEN},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip()
+        if not address:
+            raise RuntimeError(f"the nodes did not start:\n{log.read_text()[-4000:]}")
+        yield address
+    finally:
+        # The end of its input tells it to stop.
+        try:
+            process.communicate(timeout=STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def main(kinds: Mapping[str, Mapping[str, float]]) -> None:
+    """Start, say where, wait for the end of input, stop."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 4, "include_dashboard": True, "dashboard_port": free_port()},
+    )
+    try:
+        for kind, resources in kinds.items():
+            cluster.add_node(num_cpus=4, labels={"kind": kind}, resources=dict(resources))
+        print(cluster.address, flush=True)
+        sys.stdin.read()
+    finally:
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
