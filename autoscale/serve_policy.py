@@ -80,7 +80,7 @@ class ServePolicy:
     def __call__(self, contexts: Mapping[Any, Any]) -> tuple[dict[Any, int], dict[Any, dict[str, Any]]]:
         """Serve's call: deployment id -> `AutoscalingContext` in, (deployment id -> replicas, no state of ours) out."""
         try:
-            targets = self._tick(contexts, time.monotonic(), time.time())
+            targets = self._tick(contexts, _now(), time.time())
             self._complaint = ""
         except Exception as error:
             if repr(error) != self._complaint:
@@ -143,7 +143,7 @@ class ServePolicy:
             self._fleet = fleet_of(parse_args(details.args))
             self._observer = Observer(self._fleet)
             # Only now, because a policy can be judged only against the groups it is for.
-            self._file = self._file or PolicyFile(resolve(self._name), check=self._misfits)
+            self._file = self._file or PolicyFile(resolve(self._name), clock=_now, check=self._misfits)
         self._details = details
         self._leaving.details(details.stopping, details.asked_at)
 
@@ -169,6 +169,11 @@ class ServePolicy:
             held_back=self._held_back,
             decisions=tuple(self._records),
         )
+
+
+def _now() -> float:
+    """Monotonic seconds: the one clock of a policy and its file."""
+    return time.monotonic()
 
 
 def _reports(context: Any) -> dict[str, dict[str, float]]:

@@ -1,7 +1,7 @@
 """What a scaling decision is made from and what comes out of it: plain data, the words of the control path.
 
-Pure; knows no Ray, no clock and no policy. A *unit* is one Serve deployment whose replicas the policy counts: a group in
-a pool (`experts-0`, `experts-0-h100`) or the routers (`Router`). Rates are per second. Numbers nobody knows are None,
+Pure; knows no Ray, no clock and no policy. A *unit* is one Serve deployment whose replicas the policy counts: a group
+in a pool (`experts-0`, `experts-0-h100`) or the routers (`Router`). Rates are per second. Numbers nobody knows are None,
 never zero: a missing number means no decision, a zero means an idle cluster.
 """
 

@@ -20,6 +20,7 @@ from autoscale.simulation.plot import draw
 from autoscale.simulation.run import Result
 from autoscale.simulation.scenario import CALIBRATION, Calibration, read_calibration, read_scenario
 from autoscale.simulation.world import World, build
+from autoscale.spec import PolicySpec
 from autoscale.traces import load, stretch
 from cluster.errors import ConfigError
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     _check(options)
-    specs = [(path.stem, read(path)) for path in [options.policy, *options.also]]
+    specs = [(path.stem, _policy(path)) for path in [options.policy, *options.also]]
     scenario, calibration = read_scenario(options.scenario), read_calibration(options.calibration)
     if options.control_s is not None:
         scenario = scenario.model_copy(update={"control_s": options.control_s})
@@ -59,6 +60,13 @@ def _run(options: argparse.Namespace) -> int:
     if options.decisions:
         print("\n".join(["", *results[0].reasons]))
     return 0
+
+
+def _policy(path: Path) -> PolicySpec:
+    try:
+        return read(path)
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
 
 
 def _print(world: World, calibration: Calibration, results: Sequence[Result], found: Comparison | None) -> None:

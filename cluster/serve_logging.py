@@ -8,7 +8,9 @@ PACKAGES = ("cluster", "deployments", "autoscale")
 
 
 def log_through_serve() -> None:
-    """Call first thing in a replica, and in the controller. Without it lines below WARNING are lost: nobody listens to our loggers there.
+    """Call first thing in a replica, and in the controller. Without it lines below WARNING are lost.
+
+    Nobody listens to our loggers there.
 
     Serve gives the logger `ray.serve` its handlers and level in every replica; ours become its children.
     """

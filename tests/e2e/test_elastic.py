@@ -26,7 +26,7 @@ PYTHON, CHINESE = "experts-0", "experts-2"
 TICK_S = 0.5
 """The control tick: how often replicas report to the controller."""
 STEADY_S = float(os.environ.get("EXPERTSCALE_STEADY_S", "60"))
-LEVELS = (1, 5, 12)
+LEVELS = (1, 7, 15)
 """Clients at the three levels of steady load."""
 
 
@@ -64,7 +64,7 @@ def test_an_edit_is_in_force_within_two_seconds_and_an_invalid_one_is_shown_and_
     assert "target_utilization" in refused
     assert "1.5" in refused
     assert elastic.cluster()["policy"]["version"] == in_force["version"]
-    assert refused.splitlines()[0] in elastic.server.log.read_text()
+    wait_for(lambda: refused.splitlines()[0] in elastic.server.log.read_text(), 20, "the reason in the log")
     elastic.write_policy(elastic.policy_text)
     wait_for(lambda: elastic.cluster()["policy"]["error"] is None, 10, "the valid file again")
     assert {group: elastic.pids(group) for group in elastic.targets()} == pids
@@ -129,7 +129,7 @@ def test_replicas_follow_the_domain_within_the_budget_and_leave_when_the_load_en
 @pytest.mark.timeout(60 + 3 * int(STEADY_S) + 240)
 def test_steady_load_at_three_levels_changes_at_most_once_a_level(elastic: Elastic, record_property: Any) -> None:
     # Lines that the three levels lie on different sides of; with those of the file the first level already takes all.
-    lines = {"target_critical_share": 0.55, "target_utilization": 0.9}
+    lines = {"target_critical_share": 0.57, "target_utilization": 0.9}
     elastic.edit_policy(lambda p: p["defaults"].update(lines))
     replicas: list[int] = []
     for clients in LEVELS:

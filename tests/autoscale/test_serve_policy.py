@@ -1,0 +1,285 @@
+"""The policy as Serve calls it, with doubles of Serve's contexts and of the link to its controller. No Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autoscale import serve_policy
+from autoscale.controller_link import Details
+from autoscale.serve_policy import ServePolicy
+from cluster.decisions import PolicyReport
+
+POLICY = """
+version: 1
+budget: {replicas: 4}
+defaults: {max_replicas: 3, upscale: {after_s: 1, max_step: 2}, downscale: {after_s: 3}}
+signals: {window_s: 2, max_age_s: 2}
+"""
+ARGS = {
+    "model": {"path": "anywhere"},
+    "experts": {"groups": 2, "replicas": "elastic", "emulate": {"rows_per_s": 100}},
+}
+SERVE_TICK_S = 0.11
+
+
+class FakeLink:
+    """The link to the controller as a list of what it was told."""
+
+    def __init__(self, application: str, directory: str) -> None:
+        self.latest: Details | None = None
+        self.reports: list[PolicyReport] = []
+        self.names = (application, directory)
+
+    def watch_closely(self, busy: bool) -> None:
+        self.busy = busy
+
+    def report(self, report: PolicyReport) -> None:
+        self.reports.append(report)
+
+
+@dataclass(frozen=True)
+class Id:
+    """A deployment id or a replica id of Serve: hashable, with the attributes that are read."""
+
+    name: str
+    app_name: str = "app"
+
+    @property
+    def unique_id(self) -> str:
+        return self.name
+
+
+@dataclass
+class Serve:
+    """Enough of the Serve controller: replicas that report, and targets that the policy sets."""
+
+    policy: ServePolicy
+    now: list[float]
+    running: dict[str, int]
+    targets: dict[str, int]
+    loads: dict[str, dict[str, float]] = field(default_factory=dict)
+    seq: float = 0.0
+
+    def contexts(self) -> dict[Id, Any]:
+        found = {}
+        for name, count in self.running.items():
+            ids = [Id(f"{name}#{number}") for number in range(count)]
+            load = {"seq": self.seq, "uptime_s": self.seq * SERVE_TICK_S, **self.loads.get(name, {})}
+            raw = {
+                metric: {each: [SimpleNamespace(timestamp=0.0, value=value)] for each in ids}
+                for metric, value in load.items()
+            }
+            found[Id(name)] = SimpleNamespace(
+                running_replicas=ids,
+                raw_metrics=raw,
+                current_num_replicas=count,
+                target_num_replicas=self.targets[name],
+            )
+        return found
+
+    def tick(self) -> dict[str, int]:
+        self.now[0] += SERVE_TICK_S
+        self.seq += 1
+        answer, states = self.policy(self.contexts())
+        assert states == {}
+        asked = {key.name: count for key, count in answer.items()}
+        self.targets |= asked
+        return asked
+
+    def run(self, seconds: float) -> None:
+        for _ in range(round(seconds / SERVE_TICK_S)):
+            self.tick()
+
+    def busy(self, group: str, rows_per_s: float, share: float) -> None:
+        """From now on routers wait for `group` that share of their step time, and offer it that many rows."""
+        t = self.seq * SERVE_TICK_S
+        self.loads = {
+            "Router": {
+                "steps": 10 * t,
+                "step_s": 0.9 * t,
+                **{f"rows:experts-{i}": t for i in range(2)},
+                **{f"wait_s:experts-{i}": 0.01 * t for i in range(2)},
+                **{f"critical_s:experts-{i}": 0.0 for i in range(2)},
+                f"rows:{group}": rows_per_s * t,
+                f"wait_s:{group}": share * 0.9 * t,
+                f"critical_s:{group}": share * 0.9 * t,
+            }
+        }
+        for i in range(2):
+            name = f"experts-{i}"
+            rows = self.loads["Router"][f"rows:{name}"] / max(1, self.running[name])
+            self.loads[name] = {"rows": rows, "busy_s": rows / 100, "queue_rows": 0.0, "speed_rows_per_s": 100.0}
+
+
+@pytest.fixture
+def policy_file(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.yaml"
+    path.write_text(POLICY)
+    return path
+
+
+@pytest.fixture
+def serve(policy_file: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    return serve_with(policy_file, monkeypatch)
+
+
+def serve_with(policy_file: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    now = [1000.0]
+    monkeypatch.setattr(serve_policy, "ControllerLink", FakeLink)
+    monkeypatch.setattr(serve_policy.time, "monotonic", lambda: now[0])
+    policy = ServePolicy(str(policy_file))
+    units = dict.fromkeys(("Router", "experts-0", "experts-1"), 1)
+    made = Serve(policy, now, dict(units), dict(units))
+    made.tick()
+    link_of(made).latest = Details(ARGS, {}, asked_at=now[0])
+    return made
+
+
+def link_of(serve: Serve) -> FakeLink:
+    link = serve.policy._link
+    assert isinstance(link, FakeLink)
+    return link
+
+
+def load_for(serve: Serve, seconds: float, group: str, rows_per_s: float = 60, share: float = 0.6) -> None:
+    for _ in range(round(seconds / SERVE_TICK_S)):
+        serve.busy(group, rows_per_s, share)
+        serve.tick()
+
+
+def test_nothing_is_decided_before_the_controller_has_said_what_it_runs(
+    policy_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = serve_with(policy_file, monkeypatch)
+    link_of(serve).latest = None
+    load_for(serve, 8, "experts-0")
+    assert serve.targets == {"Router": 1, "experts-0": 1, "experts-1": 1}
+    assert link_of(serve).names == ("app", "Directory")
+
+
+def test_a_hot_group_gets_replicas_and_each_change_is_reported_with_its_reason(serve: Serve) -> None:
+    load_for(serve, 8, "experts-0")
+    assert serve.targets["experts-0"] == 3
+    assert serve.targets["experts-1"] == 1
+    assert serve.targets["Router"] == 1, "a fixed number is nobody's to change"
+    decision = link_of(serve).reports[-1].decisions[-1]
+    assert (decision.group, decision.pool, decision.after) == ("experts-0", "default", 3)
+    assert "experts-0" in decision.reason
+    assert link_of(serve).busy, "details are read closely while replicas come"
+
+
+def test_what_is_leaving_counts_against_the_budget_until_the_controller_shows_it_gone(serve: Serve) -> None:
+    load_for(serve, 8, "experts-0")
+    serve.running["experts-0"] = 3
+    load_for(serve, 12, "experts-1")
+    assert serve.targets["experts-0"] == 1
+    taken_back_at = serve.now[0]
+    assert serve.targets["experts-1"] == 1, "four are held as long as the two may still be there"
+    link_of(serve).latest = Details(ARGS, {"experts-0": 1}, asked_at=taken_back_at + 5)
+    serve.running["experts-0"] = 1
+    load_for(serve, 4, "experts-1")
+    assert serve.targets["experts-1"] == 2
+    link_of(serve).latest = Details(ARGS, {"experts-0": 0}, asked_at=taken_back_at + 9)
+    load_for(serve, 4, "experts-1")
+    assert serve.targets["experts-1"] == 3
+
+
+def test_silent_routers_leave_every_target_as_it_is(serve: Serve) -> None:
+    load_for(serve, 8, "experts-0")
+    serve.running["experts-0"] = 3
+    load_for(serve, 2, "experts-0")
+    frozen = serve.contexts()
+    for _ in range(100):
+        serve.now[0] += SERVE_TICK_S
+        answer, _ = serve.policy(frozen)
+        assert all(serve.targets[key.name] == count for key, count in answer.items())
+
+
+def test_an_invalid_edit_is_reported_and_the_old_policy_stays(serve: Serve, policy_file: Path) -> None:
+    serve.run(2)
+    before = link_of(serve).reports[-1]
+    assert before.error is None
+    policy_file.write_text(POLICY.replace("max_replicas: 3", "max_replicas: 0"))
+    serve.run(2)
+    after = link_of(serve).reports[-1]
+    assert after.version == before.version
+    assert after.error is not None
+    assert "max_replicas" in after.error
+    load_for(serve, 8, "experts-0")
+    assert serve.targets["experts-0"] == 3
+
+
+def test_an_edit_that_does_not_fit_the_groups_is_refused_too(serve: Serve, policy_file: Path) -> None:
+    serve.run(2)
+    policy_file.write_text(POLICY + "groups: [{match: nobody}]\n")
+    serve.run(2)
+    error = link_of(serve).reports[-1].error
+    assert error is not None
+    assert "nobody" in error
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda contexts: {key: SimpleNamespace() for key in contexts},
+        lambda contexts: dict.fromkeys(contexts),
+        lambda contexts: dict.fromkeys(contexts, SimpleNamespace(running_replicas=1, raw_metrics=2)),
+    ],
+)
+def test_contexts_that_make_no_sense_are_logged_once_and_change_nothing(
+    serve: Serve, broken: Callable[[Mapping[Id, Any]], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    serve.run(1)
+    logging.getLogger("autoscale").parent = logging.getLogger()
+    with caplog.at_level(logging.ERROR):
+        for _ in range(20):
+            serve.now[0] += 1
+            assert serve.policy(broken(serve.contexts())) == ({}, {})
+    assert sum("the policy failed" in record.message for record in caplog.records) == 1
+    load_for(serve, 8, "experts-0")
+    assert serve.targets["experts-0"] == 3
+
+
+absurd = st.one_of(st.floats(), st.sampled_from([0.0, -1.0, 1e308, float("nan"), float("inf")]))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(-100, 100),
+            st.dictionaries(
+                st.sampled_from(
+                    ["seq", "uptime_s", "steps", "step_s", "running", "waiting", "rows", "busy_s", "speed_rows_per_s"]
+                    + [f"{key}:experts-{i}" for key in ("rows", "wait_s", "critical_s", "coming") for i in range(2)]
+                ),
+                absurd,
+            ),
+            st.integers(0, 5),
+        ),
+        max_size=12,
+    )
+)
+def test_no_numbers_and_no_clock_make_it_raise_or_ask_for_what_cannot_be(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[float, dict[str, float], int]]
+) -> None:
+    path = tmp_path_factory.mktemp("policy") / "policy.yaml"
+    path.write_text(POLICY)
+    with pytest.MonkeyPatch.context() as patch:
+        serve = serve_with(path, patch)
+        for jump, load, running in steps:
+            serve.loads = dict.fromkeys(serve.running, load)
+            serve.running["experts-1"] = running
+            serve.now[0] += jump
+            asked = serve.tick()
+            assert serve.policy._complaint == ""
+            assert all(1 <= count <= 8 for count in asked.values())
