@@ -36,12 +36,12 @@ routers = st.builds(RouterLoad, st.floats(0, 100) | anything, anything, anything
 counts = st.builds(UnitCounts, st.integers(0, 8), st.integers(0, 8), st.integers(0, 3))
 absurd_counts = st.builds(UnitCounts, st.integers(), st.integers(), st.integers())
 
-tiny_to_huge = st.floats(5e-324, 1e308)
+tiny_to_huge = st.floats(5e-324, 1e9)
 seconds = st.sampled_from([0.0, 5e-324, 1.0, 60.0, 86400.0]) | st.floats(0, 86400)
 positive_seconds = st.sampled_from([5e-324, 1.0, 60.0, 86400.0]) | st.floats(0, 86400, exclude_min=True)
 open_share = st.floats(0, 1, exclude_min=True, exclude_max=True)
 hysteresis = st.floats(0, 1, exclude_max=True)
-steps = st.integers(1, 10**12)
+steps = st.integers(1, 10**6)
 
 
 @st.composite
@@ -49,7 +49,7 @@ def scalings(draw: Any, *targets: tuple[str, Any]) -> dict[str, Any]:
     low = draw(st.integers(1, 6))
     return {
         "min_replicas": low,
-        "max_replicas": draw(st.integers(low, 10) | st.just(10**15)),
+        "max_replicas": draw(st.integers(low, 10) | st.just(10**6)),
         "hysteresis": draw(hysteresis),
         "upscale": {"after_s": draw(seconds), "max_step": draw(steps)},
         "downscale": {"after_s": draw(seconds), "max_step": draw(steps)},

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import openai
 import psutil
@@ -51,6 +56,21 @@ def test_routers_and_replicas_share_the_work_and_agree_with_the_whole_model(
     assert texts == [whole_model.complete(prompt, 24) for prompt in PROMPTS]
     shared = wait_for(lambda: both_replicas_worked(server), 20, "rows on both replicas of experts-0")
     assert all(replica["emulated"] for replica in shared)
+
+
+def test_the_rows_of_every_expert_are_recorded_in_the_format_that_placements_are_made_from(
+    server: Server, tmp_path: Path
+) -> None:
+    def loads() -> dict[str, Any] | None:
+        body: dict[str, Any] = server.get("/v1/cluster/loads")
+        return body if body["domains"] and any(map(sum, body["domains"]["recorded"])) else None
+
+    file = tmp_path / "loads.json"
+    file.write_text(json.dumps(wait_for(loads, 30, "recorded loads")))
+    command = [sys.executable, "-m", "cluster.placement", "plan", "--loads", str(file), "--budget", "6", "--slots", "4"]
+    planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert planned.returncode == 0, planned.stderr
+    assert "imbalance" in planned.stdout
 
 
 def test_a_killed_router_costs_its_clients_nothing_but_time(server: Server) -> None:
