@@ -9,7 +9,8 @@ back is therefore free only in a later one.
     replicas   expert replicas                    1
     pool       expert replicas of that pool       1, bounded by the pool's own `max_replicas`
 
-A budget given as pool -> number bounds the pools it names, and no other.
+A budget given as pool -> number bounds the pools it names, and no other. Replicas whose number the configuration fixes
+hold their part of it before anything is decided.
 """
 
 from __future__ import annotations
@@ -30,8 +31,14 @@ Account = tuple[str, str | None]
 class Ledger:
     """The accounts while one decision is made. Growth is booked by `grow`, which never overdraws an account."""
 
-    def __init__(self, listed: list[Scalable], spec: PolicySpec) -> None:
-        self._limits = _limits(spec)
+    def __init__(self, listed: list[Scalable], spec: PolicySpec, fixed: Iterable[tuple[UnitFacts, int]] = ()) -> None:
+        """fixed: (unit, replicas) that hold their part whatever is decided."""
+        self._stated = _limits(spec)
+        self._limits = dict(self._stated)
+        for facts, count in fixed:
+            for account, amount in _amounts(facts):
+                if account in self._limits:
+                    self._limits[account] -= count * amount
         self._facts: dict[str, list[tuple[Account, float]]] = {}
         self._free = dict(self._limits)
         self._coming = dict.fromkeys(self._limits, 0.0)
@@ -112,7 +119,7 @@ class Ledger:
         """As a reason says it: "budget: 8 replicas, all held"."""
         parts = []
         for resource, pool in accounts:
-            limit = self._limits[(resource, pool)]
+            limit = self._stated[(resource, pool)]
             if resource == "pool":
                 parts.append(f"pool {pool}: {limit:g} replicas, all held")
             else:

@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 BUSY_PERIOD_S, IDLE_PERIOD_S = 0.5, 30.0
 """How often details are read: while replicas come or go, and otherwise. They cost the controller milliseconds."""
-REPORT_PERIOD_S = 5.0
+REPORT_PERIOD_S, NEWS_PERIOD_S = 5.0, 0.5
+"""How often the Directory is told what it knows already, and at most what it does not."""
 POLL_S = 0.1
 DETAILS_TIMEOUT_S, REPORT_TIMEOUT_S = 5.0, 3.0
 STOPPING = "STOPPING"
@@ -86,17 +87,18 @@ class ControllerLink:
             with self._complaining("the Serve controller does not say what it runs"):
                 await self._read_details(now)
         with self._lock:
-            report = self._report if self._unsent or now >= due.report_at else None
-            self._unsent = False
+            is_due = now >= due.report_at or (self._unsent and now >= due.news_at)
+            report = self._report if is_due else None
+            self._unsent = self._unsent and not is_due
         if report is not None:
-            due.report_at = now + REPORT_PERIOD_S
+            due.report_at, due.news_at = now + REPORT_PERIOD_S, now + NEWS_PERIOD_S
             with self._complaining("the directory cannot be told what was decided"):
                 await self._tell(report)
 
     async def _read_details(self, now: float) -> None:
         # The lookup blocks on the GCS; the names are Serve's own constants, the same since Serve 2.0.
-        controller = await asyncio.to_thread(ray.get_actor, "SERVE_CONTROLLER_ACTOR", namespace="serve")
         async with asyncio.timeout(DETAILS_TIMEOUT_S):
+            controller = await asyncio.to_thread(ray.get_actor, "SERVE_CONTROLLER_ACTOR", namespace="serve")
             answer = await controller.get_serve_instance_details.remote()
         application = answer["applications"].get(self._application)
         if application is None or not application.get("deployed_app_config"):
@@ -136,6 +138,7 @@ class _Due:
     details_at: float = 0.0
     details_asked_at: float = 0.0
     report_at: float = 0.0
+    news_at: float = 0.0
 
 
 async def _run(link: weakref.ref[ControllerLink]) -> None:

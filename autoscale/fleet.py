@@ -7,20 +7,28 @@ from cluster.config import HOME_POOL, AppConfig, EmulateSpec, ResourceSpec, depl
 
 
 def fleet_of(config: AppConfig) -> Fleet:
-    """The fleet of a configuration. Units whose number of replicas is fixed there are not in it."""
+    """The fleet of a configuration. What it gives a fixed number of replicas is there only to be counted."""
     experts, router = config.experts, config.router
     units: list[UnitFacts] = []
-    if experts.elastic:
-        kinds = {HOME_POOL: (experts.resources, experts.emulate)}
-        kinds |= {name: (pool.resources, pool.emulate) for name, pool in experts.pools.items()}
-        units += [
-            _unit(deployment_name(group, pool), group, pool, *kind)
-            for group in experts.group_names
-            for pool, kind in kinds.items()
-        ]
-    if router.elastic:
-        units.append(_unit(ROUTER, None, HOME_POOL, router.resources, None))
-    return Fleet({unit.name: unit for unit in units}, experts.max_replicas_hard)
+    fixed: list[tuple[UnitFacts, int]] = []
+    kinds = {HOME_POOL: (experts.resources, experts.emulate)}
+    kinds |= {name: (pool.resources, pool.emulate) for name, pool in experts.pools.items()}
+    if experts.transport == "local":
+        kinds = {}  # the routers hold the experts themselves
+    for group in experts.group_names:
+        for pool, kind in kinds.items():
+            unit = _unit(deployment_name(group, pool), group, pool, *kind)
+            if experts.elastic:
+                units.append(unit)
+            else:
+                count = experts.replicas_of(group) if pool == HOME_POOL else experts.pools[pool].replicas
+                fixed.append((unit, count))
+    routers = _unit(ROUTER, None, HOME_POOL, router.resources, None)
+    if isinstance(router.replicas, int):
+        fixed.append((routers, router.replicas))
+    else:
+        units.append(routers)
+    return Fleet({unit.name: unit for unit in units}, experts.max_replicas_hard, tuple(fixed))
 
 
 def _unit(name: str, group: str | None, pool: str, resources: ResourceSpec, emulate: EmulateSpec | None) -> UnitFacts:

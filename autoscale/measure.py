@@ -47,6 +47,8 @@ def measure(
         if each.group is None:
             if router is not None and needs.is_usable_router(router):
                 watched[each.name] = _watch_router(each, router, before, forecaster, now)
+            elif before is not None:
+                watched[each.name] = before
             continue
         if each.load is None:
             if before is not None:

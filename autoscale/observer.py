@@ -95,6 +95,8 @@ class Observer:
         replicas = [window for valid in pools.values() for window in valid or ()]
         if not routers or not replicas or any(valid is None for valid in pools.values()):
             return None
+        if any(router.last("running") > 0 and not router.rise("steps") for router in routers):
+            return None  # a step that lasts: it may be waiting for a group that is gone, and says nothing of the others
         rows, steps = _sum(routers, f"rows:{group}"), _sum_rates(routers, "steps")
         step_s = _sum(routers, "step_s")
         offered = _sum_rates(routers, f"rows:{group}")

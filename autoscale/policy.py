@@ -71,7 +71,7 @@ class Decision:
     """targets: unit -> replicas; a unit without a decision is left out, and keeps what it has.
 
     changes: the targets that differ from the counts' own. state: for the next call.
-    held_back: what the loads ask for and bounds, budget or back-offs deny, one sentence each.
+    held_back: what loads ask for and bounds, budget or back-offs deny, and whose load is unknown; one sentence each.
     """
 
     targets: Mapping[str, int]
@@ -94,7 +94,7 @@ def decide(signals: Signals, spec: PolicySpec, fleet: Fleet, state: PolicyState,
     watched = measure(listed, router, state.watched, spec.forecast, forecaster, now)
     latency = _Latency(router, spec)
 
-    ledger = Ledger(listed, spec)
+    ledger = Ledger(listed, spec, fleet.fixed)
     limits.keep_floors(listed, ledger)
     limits.keep_maxima(listed, ledger)
     limits.keep_budget(listed, ledger)
@@ -114,7 +114,13 @@ def decide(signals: Signals, spec: PolicySpec, fleet: Fleet, state: PolicyState,
     if slo_at == now and not any(wish.kind is Kind.SLO for wish in growth.granted):
         slo_at = state.slo_at
     remembered = PolicyState(now, watched, starts, up.since, down.since, slo_at, preempted_at)
-    return _decision(listed, remembered, tuple(growth.held_back))
+    return _decision(listed, remembered, (*growth.held_back, *_unknown(listed)))
+
+
+def _unknown(listed: list[Scalable]) -> list[str]:
+    """Whose load nobody knows, told because nothing else shows that nothing is decided for them."""
+    missing = [each.name for each in listed if each.group is not None and each.load is None]
+    return [f"{name}: no decision by load, its signals are missing or stale" for name in missing]
 
 
 class _Timer:

@@ -169,6 +169,9 @@ def _need(known: _Known, cost: Cost, pools: frozenset[str]) -> float:
     router = known.fleet.units.get(ROUTER)
     if router is not None and router.pool in pools and cost != "replicas":
         need += known.spec.router.min_replicas * _price(router, cost)
+    for unit, count in known.fleet.fixed:
+        if unit.pool in pools and (cost != "replicas" or unit.group is not None):
+            need += count * _price(unit, cost)
     return need
 
 

@@ -122,9 +122,9 @@ class ServePolicy:
         return decide(signals, spec, fleet, self._state, now)
 
     def _counts(self, name: str, context: Any) -> UnitCounts:
-        # Running ones beyond the target are about to stop: `leaving` counts them from the moment it was lowered.
-        target = int(context.target_num_replicas)
-        return UnitCounts(min(int(context.current_num_replicas), target), target, self._leaving.count(name))
+        # Running ones beyond the target are about to stop, whoever lowered it: they are no capacity, and hold devices.
+        running, target = int(context.current_num_replicas), int(context.target_num_replicas)
+        return UnitCounts(min(running, target), target, max(self._leaving.count(name), running - target))
 
     def _remember(self, decision: Decision, now: float, wall_s: float) -> None:
         self._state, self._held_back = decision.state, decision.held_back

@@ -1,8 +1,8 @@
 """What a scaling decision is made from and what comes out of it: plain data, the words of the control path.
 
 Pure; knows no Ray, no clock and no policy. A *unit* is one Serve deployment whose replicas the policy counts: a group
-in a pool (`experts-0`, `experts-0-h100`) or the routers (`Router`). Rates are per second. Numbers nobody knows are None,
-never zero: a missing number means no decision, a zero means an idle cluster.
+in a pool (`experts-0`, `experts-0-h100`) or the routers (`Router`). Rates are per second. Numbers nobody knows are
+None, never zero: a missing number means no decision, a zero means an idle cluster.
 """
 
 from __future__ import annotations
@@ -33,10 +33,15 @@ class UnitFacts:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Everything that can be scaled. max_replicas_hard: Serve's own bound on each unit of a group or of the routers."""
+    """Everything that can be scaled.
+
+    max_replicas_hard: Serve's own bound on each unit of a group or of the routers.
+    fixed: (unit, replicas) of those whose number the configuration fixes: nobody scales them, a budget counts them.
+    """
 
     units: Mapping[str, UnitFacts]
     max_replicas_hard: int
+    fixed: tuple[tuple[UnitFacts, int], ...] = ()
 
     def of(self, group: str) -> tuple[UnitFacts, ...]:
         """The units of a group, its home pool first."""
@@ -54,17 +59,12 @@ class UnitCounts:
     """Replicas of one unit.
 
     ready: answer now. target: what was last asked for; those above `ready` are starting.
-    leaving: no longer asked for, but they still hold their device. Held now: max(ready, target) + leaving, at most.
+    leaving: no longer asked for, but they still hold their device.
     """
 
     ready: int
     target: int
     leaving: int = 0
-
-    @property
-    def held(self) -> int:
-        """Devices that are or will be held unless something is decided."""
-        return max(self.ready, self.target) + self.leaving
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ class GroupLoad:
 class RouterLoad:
     """The load of all routers together over the last window.
 
-    running, waiting: requests now. kv_used_share: of the fullest router. Percentiles are None where nothing finished.
+    running, waiting: now, a request with n choices counting n times. kv_used_share: of the fullest router.
+    Percentiles are None where nobody waited.
     """
 
     running: float

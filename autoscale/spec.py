@@ -112,7 +112,7 @@ class PoolPolicy(Spec):
 
 
 class RouterScaling(Spec):
-    """Routers scale by requests, running and waiting, per replica."""
+    """Routers scale by requests, running and waiting, per replica; one with n choices counts n times."""
 
     min_replicas: Positive = 1
     max_replicas: Positive = 4
@@ -196,10 +196,13 @@ class ScheduleEntry(Spec):
 
 
 class SignalsSpec(Spec):
-    """window_s: what rates are averaged over. max_age_s: an older report means no decision."""
+    """window_s: what rates are averaged over. max_age_s: an older report means no decision.
 
-    window_s: PositiveSeconds = 5
-    max_age_s: PositiveSeconds = 5
+    Reports come twice a second and are kept for two minutes.
+    """
+
+    window_s: Annotated[Number, Field(ge=1, le=120)] = 5
+    max_age_s: Annotated[Number, Field(ge=1, le=120)] = 5
 
 
 class GroupRule(ScalingSpec):

@@ -3,7 +3,10 @@
     target rises ──────────── budget_s ────────────> given up ──── back-off ────> may be asked for again
       (or a replica is lost)                           target: what is ready      doubles with every failure, up to 1 h
 
-A replica that becomes ready ends the row of failures. Only the unit where it failed waits: another pool may grow.
+The clock runs from the first of those that start, whatever is asked for meanwhile. It starts anew with each one that
+becomes ready, as starts work then, and with each one that is lost, as its successor has a start before it. More ready
+replicas than when it failed end the row of failures; as many as then do not, since they may be old ones that Serve
+restarted. Only the unit where it failed waits: another pool may grow.
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ MOST_DOUBLINGS = 16
 class Start(NamedTuple):
     """What is remembered of one unit. since: from when replicas are starting, None where none are.
 
-    blocked_until: the end of the back-off, None where there is none. failures: in a row.
+    blocked_until: the end of the back-off, None where there is none. failures: in a row. had: ready ones at the last.
     """
 
     ready: int
-    target: int
     since: float | None = None
     failures: int = 0
     blocked_until: float | None = None
+    had: int = 0
 
     def rebased(self, before: float, now: float) -> Start:
         """After the clock jumped back: starting begins anew, what is left of a back-off stays."""
@@ -55,17 +58,14 @@ def watch(listed: list[Scalable], last: Mapping[str, Start], now: float) -> dict
 def _follow(last: Start | None, unit: Unit, now: float) -> Start:
     starting = unit.before > unit.ready
     if last is None:
-        return Start(unit.ready, unit.before, now if starting else None)
-    since = None
-    if starting:
-        anew = last.since is None or unit.ready < last.ready or unit.before > last.target
-        since = now if anew else last.since
+        return Start(unit.ready, now if starting else None)
+    since = last.since if last.since is not None and unit.ready == last.ready else now
     failures, until = last.failures, last.blocked_until
-    if unit.ready > last.ready:
+    if unit.ready > last.had:
         failures, until = 0, None
     if until is not None and now >= until:
         until = None
-    return Start(unit.ready, unit.before, since, failures, until)
+    return Start(unit.ready, since if starting else None, failures, until, last.had)
 
 
 def _give_up(start: Start, unit: Unit, startup: Startup, now: float) -> Start:
@@ -77,4 +77,4 @@ def _give_up(start: Start, unit: Unit, startup: Startup, now: float) -> Start:
         is_ = "is" if lost == 1 else "are"
         unit.why = f"{were} not ready after {startup.budget_s:g} s and {is_} given up; no new one for {backoff_s:g} s"
     failures = min(MOST_DOUBLINGS, start.failures + 1)
-    return start._replace(since=now, failures=failures, blocked_until=now + backoff_s)
+    return start._replace(since=now, failures=failures, blocked_until=now + backoff_s, had=unit.ready)

@@ -37,10 +37,21 @@ def how_to_use(plan: Plan, file: str) -> list[str]:
         if most > ExpertsSpec().max_replicas_hard:
             lines.append(f"  max_replicas_hard: {most}")
         return lines
-    lines += ["  replicas: elastic", "with a pool for each kind of device, and in the policy file:", "groups:"]
+    lines.append("  replicas: elastic")
+    most = max(count for by_kind in plan.replicas for count in by_kind.values())
+    if most > ExpertsSpec().max_replicas_hard:
+        lines.append(f"  max_replicas_hard: {most}")
+    lines += ["with a pool for each other kind of device, and in the policy file:", "groups:"]
     for group, by_kind in replicas.items():
-        pools = ", ".join(by_kind)
-        lines.append(f"  - {{match: {group}, pools: [{pools}], min_replicas: {sum(by_kind.values())}}}")
+        # Every group keeps a replica in its home pool, planned or not; it is counted beside the planned ones.
+        with_home = {HOME_POOL: 1, **by_kind}
+        pools, count = ", ".join(with_home), sum(with_home.values())
+        lines.append(f"  - {{match: {group}, pools: [{pools}], min_replicas: {count}, max_replicas: {count}}}")
+    if any(HOME_POOL not in by_kind for by_kind in plan.replicas):
+        lines.append(
+            f"# Groups without a device in pool {HOME_POOL} keep one replica there all the same, which the plan does "
+            "not count: name the kind they are at home in so."
+        )
     return lines
 
 

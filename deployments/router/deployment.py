@@ -82,8 +82,9 @@ class Router:
     async def __del__(self) -> None:
         """Serve's call on shutdown, once the streams have ended; possibly more than once."""
         if hasattr(self, "_runtime"):
-            await self._link.stop()
+            # The engine first: what the link says last includes the rows of its last step.
             await asyncio.to_thread(self._runtime.stop)
+            await self._link.stop()
 
     def _on_view(self, view: View) -> None:
         if not self._local:  # a router that holds all experts itself has a view of its own

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.errors import DeadlineError, EngineError, ExpertScaleError, OverloadedError, RouterStoppingError
 from deployments.generation import GenerationRequest, TokenChunk
@@ -158,7 +158,7 @@ class Engine:
         """A snapshot; the parts may be one step apart."""
         return EngineStats(
             running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting) + sum(len(live.sequences) for live in list(self._inbox)),
+            waiting=len(self._scheduler.waiting) + len(self._in_inbox()),
             kv_used_tokens=self._pool.used * self._pool.page_tokens,
             kv_tokens=self._pool.num_pages * self._pool.page_tokens,
             steps=self._steps,
@@ -171,14 +171,30 @@ class Engine:
         )
 
     def latency(self) -> Percentiles:
-        """How quick tokens were of late: from `submit` to the first, and from one to the next of a sequence."""
-        return self._latency.percentiles()
+        """How quick tokens were of late: from `submit` to the first, and from one to the next of a sequence.
+
+        Who still waits for the first one counts as soon as that is longer, lest a router that stands still look quick.
+        """
+        measured, now = self._latency.percentiles(), self._clock()
+        ages = [now - each.awaited_since_s for each in self._present() if each.leader is None and not each.emitted]
+        return replace(measured, ttft_p95_s=max([*ages, measured.ttft_p95_s or 0.0])) if ages else measured
 
     def undecoded(self) -> list[Sequence]:
-        """Those that have all their decode steps before them or must be computed again: not to be changed."""
-        inbox = [sequence for live in list(self._inbox) for sequence in live.sequences]
-        begun = [sequence for sequence in list(self._scheduler.running) if sequence.remaining > 1]
-        return [*inbox, *self._scheduler.waiting, *begun]
+        """Those that will decode soon and do not yet: not to be changed.
+
+        Prompts that are being computed, and as many of those that wait as there is room for beside what runs.
+        """
+        running = list(self._scheduler.running)
+        waiting = [*self._scheduler.waiting, *self._in_inbox()]
+        begun = [sequence for sequence in running if sequence.remaining > 1]
+        return [*begun, *waiting[: max(0, self._max_sequences - len(running))]]
+
+    def _present(self) -> list[Sequence]:
+        """All sequences that have not ended."""
+        return [*self._scheduler.running, *self._scheduler.waiting, *self._in_inbox()]
+
+    def _in_inbox(self) -> list[Sequence]:
+        return [sequence for live in list(self._inbox) for sequence in live.sequences]
 
     def check_idle(self) -> None:
         """Raise RuntimeError if anything is left over although no request is alive. Not while the engine works."""

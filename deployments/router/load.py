@@ -96,10 +96,10 @@ class LoadReporter:
         seq, uptime_s                       the number of this report, seconds since the start
         steps, step_s, tokens               totals; tokens are generated ones
         running, waiting, kv_used_share     levels; the first two in sequences
-        ttft_p95_ms, tpot_p95_ms            of late; left out where nobody waited
+        ttft_p95_ms, tpot_p95_ms            of late; left out where nobody waited or waits
         rows:G, wait_s:G, critical_s:G      totals of group G
         coming:G                            rows, of all MoE layers together, that every decode step will have more
-                                            once all prompts are computed
+                                            once those of them that there is room for are computed
         """
         self._reports += 1
         report = {

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from autoscale import controller_link
-from autoscale.controller_link import REPORT_PERIOD_S, ControllerLink, _Due
+from autoscale.controller_link import NEWS_PERIOD_S, REPORT_PERIOD_S, ControllerLink, _Due
 from cluster.decisions import PolicyReport
 
 
@@ -109,6 +109,9 @@ def test_a_report_is_told_once_and_again_now_and_then(link: ControllerLink, outs
     asyncio.run(link.turn(due))
     assert outside.told == [first, first]
     link.report(PolicyReport("p.yaml", version="2"))
+    asyncio.run(link.turn(due))
+    assert outside.told[-1].version == "1", "news have a shortest period, too"
+    due.news_at -= NEWS_PERIOD_S
     asyncio.run(link.turn(due))
     assert outside.told[-1].version == "2"
 

@@ -34,8 +34,11 @@ def test_every_group_has_a_unit_in_every_pool_and_the_routers_are_one():
 
 
 def test_fixed_numbers_are_nobody_s_to_change():
-    assert not fleet_of(parse_args({"model": MODEL})).units
+    fixed = fleet_of(parse_args({"model": MODEL, "experts": {"groups": 2, "replicas": {"experts-1": 3}}}))
+    assert not fixed.units
+    assert [(unit.name, count) for unit, count in fixed.fixed] == [("experts-0", 1), ("experts-1", 3), ("Router", 1)]
     only_experts = fleet_of(parse_args({"model": MODEL, "experts": {"replicas": "elastic", "groups": 1}}))
     assert list(only_experts.units) == ["experts-0"]
+    assert [unit.name for unit, _ in only_experts.fixed] == ["Router"]
     only_routers = fleet_of(parse_args({"model": MODEL, "router": {"replicas": "elastic"}}))
     assert list(only_routers.units) == ["Router"]

@@ -128,6 +128,7 @@ def test_prompts_to_come_are_rows_a_step_times_steps_a_second(cluster: Cluster) 
 
 def test_an_idle_cluster_is_known_to_offer_nothing_and_its_shares_are_unknown(cluster: Cluster) -> None:
     cluster.rates.clear()
+    cluster.units[ROUTER]["r1"]["running"] = 0.0
     load = cluster.run(8).groups["experts-0"]
     assert load is not None
     assert load.offered_rows_per_s == 0
@@ -145,6 +146,16 @@ def test_a_silent_router_or_replica_makes_its_groups_unknown_until_it_speaks(clu
     assert (signals.groups["experts-1"] is None) == (name == "r1")
     cluster.silent.clear()
     assert cluster.run(2).groups["experts-0"] is not None
+
+
+def test_a_step_that_lasts_longer_than_the_window_is_not_taken_for_an_idle_router(cluster: Cluster) -> None:
+    assert cluster.run(8).groups["experts-0"] is not None
+    cluster.rates.clear()
+    assert cluster.run(8).groups["experts-0"] is None
+    cluster.units[ROUTER]["r1"]["running"] = 0.0
+    load = cluster.run(1).groups["experts-0"]
+    assert load is not None
+    assert load.offered_rows_per_s == 0
 
 
 def test_a_replica_that_has_not_reported_yet_makes_its_group_unknown(cluster: Cluster) -> None:

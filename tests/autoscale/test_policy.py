@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from autoscale.policy import Decision, PolicyState
-from autoscale.signals import ROUTER, GroupLoad, RouterLoad, UnitCounts
+from autoscale.signals import ROUTER, GroupLoad, RouterLoad, UnitCounts, UnitFacts
 from autoscale.spec import PolicySpec
 from tests.autoscale.fleets import SPEED, Ticks, at, group_fleet
 
@@ -222,6 +223,15 @@ class TestBudget:
             taken += len(run.tick(counts, loads, later_s=TICK_S).changes)
         assert taken == 2
 
+    def test_replicas_whose_number_is_fixed_hold_their_part(self) -> None:
+        run = ticks(1, budget={"gpus": 4})
+        assert held(run, 1, {A: at(1)}, {A: load(3900)}).targets == {A: 4}
+        run = ticks(1, budget={"gpus": 4})
+        run.fleet = replace(run.fleet, fixed=((UnitFacts(ROUTER, None, gpus=1.0), 2),))
+        decision = held(run, 1, {A: at(1)}, {A: load(3900)})
+        assert decision.targets == {A: 2}
+        assert "budget: 4 gpus, all held" in decision.held_back[0]
+
     def test_routers_come_before_groups(self) -> None:
         run = ticks(1, routers=True, budget={"cpus": 2})
         decision = held(run, 1, {A: at(1), ROUTER: at(1)}, {A: load(900)}, RouterLoad(30, 2))
@@ -266,6 +276,27 @@ class TestFailedGrowth:
         held(run, 60, late, loads)
         assert run.tick(late, loads, later_s=TICK_S).targets == {A: 1, "experts-0-ghost": 0}
         assert held(run, 1, {A: at(1), "experts-0-ghost": at(0)}, loads).targets == {A: 2, "experts-0-ghost": 0}
+
+    def test_is_given_up_although_the_load_rises_and_more_is_asked_for_all_the_while(self) -> None:
+        run = ticks(1, defaults={**STARTUP, "max_replicas": 8, "upscale": {"after_s": 0, "max_step": 1}})
+        target, asked = 1, []
+        for second in range(90):
+            decision = run.tick({A: at(1, target)}, {A: load(700.0 + 40 * second)}, later_s=1)
+            asked += [change.after for change in decision.changes]
+            target = decision.targets.get(A, target)
+        rising = asked[: asked.index(1)]
+        assert rising == sorted(rising)
+        assert len(rising) > 2, "it was asked for more several times before it was given up"
+        assert target == 1
+
+    def test_an_old_replica_that_comes_back_does_not_end_the_back_off(self) -> None:
+        run = ticks(1, defaults=STARTUP)
+        loads = {A: load(1900)}
+        held(run, 60, {A: at(2, 3)}, loads)
+        assert run.tick({A: at(2, 3)}, loads, later_s=TICK_S).targets == {A: 2}
+        held(run, 2, {A: at(1, 2)}, loads)
+        assert held(run, 20, {A: at(2)}, loads).targets == {A: 2}
+        assert held(run, 100, {A: at(2)}, loads).targets == {A: 3}
 
     def test_needs_no_load(self) -> None:
         run = ticks(1, defaults=STARTUP)

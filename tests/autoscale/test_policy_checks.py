@@ -29,6 +29,14 @@ def fleet(groups: int = 2, pools: tuple[str, ...] = (), hard: int = 4, routers: 
     return Fleet({unit.name: unit for unit in units}, hard)
 
 
+def test_what_is_fixed_is_part_of_what_the_minima_take() -> None:
+    known = fleet(routers=False)
+    assert check(known, budget={"gpus": 2}) == []
+    known = Fleet(known.units, known.max_replicas_hard, ((UnitFacts(ROUTER, None, gpus=1, cpus=1), 2),))
+    assert "at least 4" in check(known, budget={"gpus": 2})[0]
+    assert check(known, budget={"replicas": 2}) == [], "routers are no expert replicas"
+
+
 def check(known: Fleet, **parts: Any) -> list[str]:
     return list(check_against(PolicySpec.model_validate({"version": 1, **parts}), known))
 

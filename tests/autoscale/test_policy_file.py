@@ -130,7 +130,12 @@ INVALID: list[tuple[dict[str, Any], str, str, str]] = [
         "greater than or equal to 0 and less than or equal to 86400",
     ),
     (with_parts(forecast={"trend_tau_s": 0}), "forecast.trend_tau_s", "0", "greater than 0 and less than or equal to"),
-    (with_parts(signals={"max_age_s": -1}), "signals.max_age_s", "-1", "greater than 0 and less than or equal to"),
+    (
+        with_parts(signals={"max_age_s": -1}),
+        "signals.max_age_s",
+        "-1",
+        "greater than or equal to 1 and less than or equal to 120",
+    ),
     (schedule(cron="0 25 * * *"), "schedule.0.cron", "'0 25 * * *'", "five cron fields"),
     (schedule(cron="0 0 8 * * *"), "schedule.0.cron", "'0 0 8 * * *'", "five cron fields"),
     (schedule(cron="@daily"), "schedule.0.cron", "'@daily'", "five cron fields"),

@@ -193,6 +193,22 @@ def test_what_is_leaving_counts_against_the_budget_until_the_controller_shows_it
     assert serve.targets["experts-1"] == 3
 
 
+def test_replicas_beyond_their_target_hold_their_devices_whoever_lowered_it(serve: Serve) -> None:
+    serve.running["experts-0"] = 3  # a controller that restarted finds them so, and has taken back nothing itself
+    load_for(serve, 8, "experts-1")
+    assert serve.targets["experts-1"] == 1
+    serve.running["experts-0"] = 1
+    load_for(serve, 8, "experts-1")
+    assert serve.targets["experts-1"] == 3
+
+
+def test_a_group_whose_signals_are_missing_is_told(serve: Serve) -> None:
+    serve.run(4)
+    assert any("experts-0: no decision" in each for each in link_of(serve).reports[-1].held_back)
+    load_for(serve, 4, "experts-1", rows_per_s=1, share=0.01)
+    assert link_of(serve).reports[-1].held_back == ()
+
+
 def test_silent_routers_leave_every_target_as_it_is(serve: Serve) -> None:
     load_for(serve, 8, "experts-0")
     serve.running["experts-0"] = 3

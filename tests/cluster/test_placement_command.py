@@ -7,6 +7,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoscale.fleet import fleet_of
+from autoscale.policy_file import check_against
+from autoscale.spec import PolicySpec
 from cluster.blueprint import place
 from cluster.config import PlacementSpec, parse_args
 from cluster.errors import PlacementError
@@ -77,8 +80,22 @@ def test_kinds_of_different_speed_come_with_rules_for_the_policy_file(loads, cap
     status, out, _ = run(capsys, "--loads", loads, "--budget", "l4:2:4:1,h100:1:8:4")
     assert status == 0
     rules = yaml.safe_load(out[out.index("\ngroups:") :])["groups"]
-    assert {pool for rule in rules for pool in rule["pools"]} == {"l4", "h100"}
-    assert sum(rule["min_replicas"] for rule in rules) == 3
+    assert {pool for rule in rules for pool in rule["pools"]} == {"default", "l4", "h100"}
+    assert sum(rule["min_replicas"] for rule in rules) == 3 + len(rules), "and one at home in each group"
+    assert "keep one replica there all the same" in out
+
+
+@pytest.mark.parametrize("budget", ["l4:2:4:1,h100:1:8:4", "default:2:4:1,h100:1:8:4", "default:7:4,h100:7:8:2"])
+def test_the_rules_it_prints_pass_the_check_of_policies(loads, budget, capsys):
+    _, out, _ = run(capsys, "--loads", loads, "--budget", budget)
+    policy = PolicySpec.model_validate(
+        {"version": 1, "groups": yaml.safe_load(out[out.index("\ngroups:") :])["groups"]}
+    )
+    start, end = out.index("experts:\n"), out.index("with a pool")
+    experts = yaml.safe_load(out[start:end])["experts"]
+    experts |= {"pools": {part.split(":")[0]: {} for part in budget.split(",") if not part.startswith("default")}}
+    config = parse_args({"model": {"path": "x"}, "experts": experts})
+    assert list(check_against(policy, fleet_of(config))) == []
 
 
 def test_moves_are_counted_from_the_placement_of_today(loads, tmp_path, capsys):
@@ -102,8 +119,8 @@ def test_moves_are_counted_from_the_placement_of_today(loads, tmp_path, capsys):
     [
         (["--budget", "3", "--slots", "2"], "--budget: 3 devices with 6 slots in all cannot hold the 8 experts"),
         (["--budget", "3"], "--budget: '3' does not say how many experts of a layer fit"),
-        (["--budget", "l4:x:3"], "--budget: the count 'x' of 'l4:x:3' is not allowed; allowed: 1 to 4096"),
-        (["--budget", "0:3"], "--budget: the count '0' of '0:3' is not allowed; allowed: 1 to 4096"),
+        (["--budget", "l4:x:3"], "--budget: the count 'x' of 'l4:x:3' is not allowed; allowed: 1 to 512"),
+        (["--budget", "0:3"], "--budget: the count '0' of '0:3' is not allowed; allowed: 1 to 512"),
         (["--budget", "l4:3:0"], "--budget: the slots '0' of 'l4:3:0' is not allowed; allowed: 1 to"),
         (["--budget", "l4:3:3:fast"], "--budget: the speed 'fast' of .* allowed: a number above 0"),
         (["--budget", "l4:3:3:-1"], "--budget: the speed '-1' of .* allowed: a number above 0"),

@@ -69,7 +69,7 @@ class Load:
                 thread.join(ANSWER_S)
 
     def tokens_between(self, start: float, stop: float) -> int:
-        """Tokens of prompts and answers that were finished in that time (monotonic seconds)."""
+        """Tokens of answers that were finished in that time (monotonic seconds)."""
         return sum(tokens for at, tokens in list(self._done) if start <= at < stop)
 
     def _ask_on(self, prompts: Iterator[str], stop: threading.Event) -> None:

@@ -128,6 +128,7 @@ def test_an_engine_counts_the_queue_in_and_a_resumed_request_anew() -> None:
     submit(engine, make_request([8, 9, 7, 4], "resumed", 2, max_tokens=3, ignore_eos=True))
     for _ in turns(engine):
         if clock.now == 1.0:
+            # Both have been there for as long; one of them still waits.
             assert engine.latency() == Percentiles(1.0, None)
     engine.check_idle()
     # The second waits for the three steps of the first.
@@ -135,6 +136,20 @@ def test_an_engine_counts_the_queue_in_and_a_resumed_request_anew() -> None:
     clock.now += WINDOW_S
     assert engine.latency() == Percentiles(4.0, None)
     clock.now += 0.5
+    assert engine.latency() == Percentiles(None, None)
+
+
+def test_who_waits_longer_than_anybody_did_counts_already() -> None:
+    clock = FakeClock()
+    engine = make_engine(FakeBackbone(), clock, max_sequences=1)
+    submit(engine, make_request([5, 6, 7], "first", max_tokens=3, ignore_eos=True))
+    submit(engine, make_request([8, 9], "second", 2, max_tokens=3, ignore_eos=True))
+    engine.turn()
+    clock.now += 60
+    assert engine.latency().ttft_p95_s == 60, "nothing finished of late, and yet it is slow"
+    engine.cancel("first")
+    engine.cancel("second")
+    engine.turn()
     assert engine.latency() == Percentiles(None, None)
 
 

@@ -176,16 +176,20 @@ def test_whatever_the_batch_a_prompt_shows_exactly_its_own_tokens(
         )
 
 
-def test_undecoded_are_those_that_wait_and_those_in_the_middle_of_their_prompt() -> None:
+def test_undecoded_are_prompts_being_computed_and_as_many_that_wait_as_there_is_room_for() -> None:
     story = Story(max_sequences=2)
     [decoding] = story.submit([1, 2], "decoding", max_tokens=30)
     story.engine.turn()
     [prefilling] = story.submit(list(range(1, 20)), "prefilling", max_tokens=30)
     [waiting] = story.submit([5], "waiting", max_tokens=3)
-    assert story.engine.undecoded() == [prefilling, waiting]
+    assert story.engine.undecoded() == [prefilling], "there is room for one beside the one that runs"
     story.engine.turn()
     [arrived] = story.submit([6], "arrived")
-    assert story.engine.undecoded() == [arrived, waiting, prefilling]
+    assert story.engine.undecoded() == [prefilling], "and now for none"
+    story.engine.cancel("decoding")
+    story.engine.turn()
+    assert arrived not in story.engine.undecoded()
+    assert {*story.engine.undecoded()} <= {prefilling, waiting}
     while prefilling.remaining > 1:
         story.engine.turn()
     assert decoding not in story.engine.undecoded()
