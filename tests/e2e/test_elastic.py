@@ -25,6 +25,8 @@ from tests.serving import ROOT, wait_for
 PYTHON, CHINESE = "experts-0", "experts-2"
 TICK_S = 0.5
 """The control tick: how often replicas report to the controller."""
+REPORT_LAG_S = 2.0
+"""How much later than the controller `/v1/cluster` may see a load: a heartbeat a second, and the test's own look."""
 STEADY_S = float(os.environ.get("EXPERTSCALE_STEADY_S", "60"))
 LEVELS = (1, 7, 15)
 """Clients at the three levels of steady load."""
@@ -79,10 +81,12 @@ def test_a_hot_group_grows_at_once_and_speed_by_what_the_devices_predict(
         crossed_at = wait_for(lambda: crossing(elastic, CHINESE, defaults), 30, "a signal over its line")
         first = wait_for(lambda: elastic.decisions(started_at), 30, "a decision")[0]
         late_s = first["time"] - crossed_at
-        assert late_s <= defaults.upscale.after_s + 5 * TICK_S
+        assert -REPORT_LAG_S <= late_s <= defaults.upscale.after_s + 5 * TICK_S
+        assert first["time"] - started_at <= elastic.spec.signals.window_s + defaults.upscale.after_s + 5 * TICK_S
         assert (first["group"], first["from"]) == (CHINESE, 1)
         ours = [first_rows_s(elastic, CHINESE, known, first["time"])]
         wait_for(lambda: elastic.ready()[CHINESE] == elastic.targets()[CHINESE], 30, "all new replicas")
+        wait_for(lambda: all(each["rows"] for each in elastic.group(CHINESE)["replicas"]), 30, "rows on every replica")
         many = elastic.ready()[CHINESE]
         fast, _ = speed(elastic, 12)
 
@@ -95,14 +99,15 @@ def test_a_hot_group_grows_at_once_and_speed_by_what_the_devices_predict(
         ours.append(first_rows_s(elastic, CHINESE, known, again["time"]))
         wait_for(lambda: elastic.ready()[CHINESE] == many, 30, "all new replicas again")
         bare = [bare_replica_s(elastic, count) for count in (2, 3)]
-        only = {group: target for group, target in elastic.targets().items() if group != CHINESE}
-    assert set(only.values()) == {1}
+        assert {each["group"] for each in elastic.decisions(started_at)} == {CHINESE}, "the others keep their minimum"
     predicted = 1 / (1 / slow - saved_s(rows_per_token, many))
     for name, value in (("predicted", predicted / slow), ("measured", fast / slow), ("decision_s", late_s)):
         record_property(f"{name} with {many} replicas", round(value, 2))
-    record_property("first rows of a new replica / bare replica", round(min(ours) / statistics.median(bare), 2))
+    record_property(
+        "first rows of a new replica / bare replica", round(statistics.median(ours) / statistics.median(bare), 2)
+    )
     assert 0.75 <= fast / predicted <= 1.25
-    assert min(ours) <= 1.6 * statistics.median(bare)
+    assert statistics.median(ours) <= 1.6 * statistics.median(bare)
 
 
 def test_replicas_follow_the_domain_within_the_budget_and_leave_when_the_load_ends(elastic: Elastic) -> None:
@@ -111,7 +116,7 @@ def test_replicas_follow_the_domain_within_the_budget_and_leave_when_the_load_en
         with elastic.load.clients("chinese", 8):
             wait_for(lambda: elastic.ready()[CHINESE] == 3, 60, "replicas for Chinese")
             with elastic.load.clients("python", 6):
-                time.sleep(8 * TICK_S)  # both want more than there is: the budget must hold meanwhile
+                wait_for(lambda: denied(elastic, PYTHON), 60, "more wanted for Python than the budget has")
         with elastic.load.clients("python", 8):
             wait_for(lambda: elastic.ready()[PYTHON] >= 2, 60, "replicas for Python")
             wait_for(lambda: elastic.targets()[CHINESE] == 1, 60, "the end of the Chinese group's replicas")
@@ -120,7 +125,8 @@ def test_replicas_follow_the_domain_within_the_budget_and_leave_when_the_load_en
     assert watch.looks > 50
     assert watch.most == 6, "the budget was reached, and never passed"
     downscale = elastic.spec.defaults.downscale
-    last = elastic.decisions(ended_at)[-1]["time"] if elastic.decisions(ended_at) else ended_at
+    last = next(each for each in elastic.decisions(ended_at) if (each["group"], each["to"]) == (PYTHON, 1))["time"]
+    assert last - ended_at >= downscale.after_s
     steps = 5  # at most 2 replicas more than the minimum in two groups, and one to spare
     assert last - ended_at <= steps * downscale.after_s + elastic.spec.signals.window_s + 5 * TICK_S
     elastic.edit_policy(lambda p: p.update(budget={"replicas": 8}))
@@ -153,6 +159,11 @@ def crossing(elastic: Elastic, group: str, defaults: ScalingSpec) -> float:
         for replica in replicas
     )
     return time.time() if over else 0.0
+
+
+def denied(elastic: Elastic, group: str) -> bool:
+    """Whether the policy says that the budget denies the group more replicas."""
+    return any(each.startswith(f"{group}:") and "budget" in each for each in elastic.cluster()["policy"]["held_back"])
 
 
 def speed(elastic: Elastic, seconds: float) -> tuple[float, dict[str, float]]:

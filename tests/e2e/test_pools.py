@@ -20,7 +20,7 @@ from tests.serving import wait_for
 
 HOT = "experts-2"
 SPEEDS = {"default": 1000, "t4": 400, "ghost": 4000}
-STARTUP_S, BACKOFF_S = 6, 60
+STARTUP_S, BACKOFF_S = 12, 60
 MEASURED_S = 10.0
 IMBALANCE = 1.2
 
