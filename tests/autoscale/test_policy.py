@@ -48,8 +48,18 @@ def held(
     return decision
 
 
-def counts_of(counts: Mapping[str, UnitCounts]) -> dict[str, int]:
-    return {name: count.target for name, count in counts.items()}
+def changed(
+    run: Ticks,
+    seconds: float,
+    counts: Mapping[str, UnitCounts],
+    loads: Mapping[str, GroupLoad | None],
+    router: RouterLoad | None = None,
+) -> list[str]:
+    """The reasons of all changes in that time, however often the same one is asked for."""
+    made = [*run.tick(counts, loads, router).changes]
+    for _ in range(round(seconds / TICK_S)):
+        made += run.tick(counts, loads, router, later_s=TICK_S).changes
+    return [change.reason for change in made]
 
 
 def reasons(decision: Decision) -> list[str]:
@@ -59,7 +69,7 @@ def reasons(decision: Decision) -> list[str]:
 class TestGrowth:
     def test_by_utilisation_after_the_delay_and_with_a_reason(self) -> None:
         run = ticks(1)
-        assert held(run, 0.75, {A: at(2)}, {A: load(1900)}).changes == ()
+        assert changed(run, 0.75, {A: at(2)}, {A: load(1900)}) == []
         decision = run.tick({A: at(2)}, {A: load(1900)}, later_s=TICK_S)
         assert decision.targets == {A: 3}
         assert reasons(decision) == [
@@ -97,7 +107,14 @@ class TestGrowth:
         run = ticks(1)
         held(run, 0.75, {A: at(1)}, {A: load(1900)})
         run.tick({A: at(1)}, {A: None}, later_s=TICK_S)
-        assert held(run, 0.75, {A: at(1)}, {A: load(1900)}).changes == ()
+        assert changed(run, 0.75, {A: at(1)}, {A: load(1900)}) == []
+
+    def test_what_was_measured_with_fewer_replicas_is_not_read_as_of_todays(self) -> None:
+        run = ticks(2, forecast={"level_tau_s": 60})
+        cold = critical(0, 0.2)
+        assert held(run, 1, {A: at(1), B: at(1)}, {A: critical(0.4), B: cold}).targets[A] == 2
+        after = {A: load(wait_share=0.43, critical_share=0.14), B: critical(0, 0.29)}
+        assert changed(run, 10, {A: at(2), B: at(1)}, after) == []
 
     def test_never_above_the_maximum_and_says_so(self) -> None:
         decision = held(ticks(1, defaults={"max_replicas": 2}), 2, {A: at(2)}, {A: load(1900)})
@@ -126,10 +143,10 @@ class TestGrowth:
 class TestShrinking:
     def test_waits_for_the_delay_before_each_step(self) -> None:
         run = ticks(1)
-        assert held(run, 59.75, {A: at(3)}, {A: load(3)}).changes == ()
+        assert changed(run, 59.75, {A: at(3)}, {A: load(3)}) == []
         decision = run.tick({A: at(3)}, {A: load(3)}, later_s=TICK_S)
         assert reasons(decision) == ["experts-0: 3 rows/s offered fit 2 replicas for 60 s, 3 -> 2"]
-        assert held(run, 59.75, {A: at(2)}, {A: load(3)}).changes == ()
+        assert changed(run, 59.75, {A: at(2)}, {A: load(3)}) == []
         assert run.tick({A: at(2)}, {A: load(3)}, later_s=TICK_S).targets == {A: 1}
 
     @pytest.mark.parametrize(("rows", "stay"), [(560.0, 2), (540.0, 1)])
@@ -140,11 +157,11 @@ class TestShrinking:
     def test_an_idle_group_needs_its_minimum(self) -> None:
         decision = held(ticks(1, defaults={"min_replicas": 2}), 60, {A: at(3)}, {A: load(0.0)})
         assert decision.targets == {A: 2}
-        assert held(ticks(1, defaults={"min_replicas": 2}), 60, {A: at(2)}, {A: load(0.0)}).changes == ()
+        assert changed(ticks(1, defaults={"min_replicas": 2}), 60, {A: at(2)}, {A: load(0.0)}) == []
 
     def test_not_where_the_wait_alone_would_be_too_long_again(self) -> None:
         loads = {A: load(wait_share=0.43, critical_share=0.14), B: load(wait_share=0.29, critical_share=0.0)}
-        assert held(ticks(2), 120, {A: at(2), B: at(1)}, loads).changes == ()
+        assert changed(ticks(2), 120, {A: at(2), B: at(1)}, loads) == []
 
     def test_at_most_max_step_at_once_and_never_the_last_one_at_home(self) -> None:
         run = ticks(1, defaults={"downscale": {"after_s": 0, "max_step": 5}})
@@ -185,7 +202,7 @@ class TestBudget:
 
     def test_what_is_leaving_is_not_free(self) -> None:
         run = ticks(2, budget={"replicas": 3})
-        assert held(run, 5, {A: at(1), B: at(1, 1, 1)}, {A: load(900), B: load(1)}).changes == ()
+        assert changed(run, 5, {A: at(1), B: at(1, 1, 1)}, {A: load(900), B: load(1)}) == []
 
     def test_if_it_is_exceeded_the_least_useful_go_at_once_down_to_the_minima(self) -> None:
         run = ticks(2, budget={"replicas": 4})
@@ -206,8 +223,13 @@ class TestBudget:
         loads = {A: load(1900), B: load(3)}
         decision = held(run, 1, {A: at(2), B: at(2)}, loads)
         assert reasons(decision) == ["experts-1: 3 rows/s offered fit 1 replica, and experts-0 needs the room, 2 -> 1"]
-        assert held(run, 10, {A: at(2), B: at(1, 1, 1)}, loads).changes == ()
+        assert changed(run, 10, {A: at(2), B: at(1, 1, 1)}, loads) == []
         assert reasons(run.tick({A: at(2), B: at(1)}, loads, later_s=TICK_S))[0].endswith("2 -> 3")
+
+    def test_what_is_leaving_already_will_do_and_no_other_is_taken(self) -> None:
+        run = ticks(3, budget={"replicas": 6})
+        counts = {A: at(2), B: at(1, 1, 1), "experts-2": at(2)}
+        assert changed(run, 10, counts, {A: load(1900), B: load(3), "experts-2": load(3)}) == []
 
     def test_a_replica_that_is_needed_is_not_taken(self) -> None:
         decision = held(ticks(2, budget={"replicas": 4}), 30, {A: at(2), B: at(2)}, {A: load(1900), B: load(600)})
@@ -242,7 +264,7 @@ class TestFailedGrowth:
     def test_is_given_up_after_its_time_and_not_tried_again_before_the_back_off(self) -> None:
         run = ticks(1, defaults=STARTUP)
         counts, loads = {A: at(1, 3)}, {A: load(1900)}
-        assert held(run, 60, counts, loads).changes == ()
+        assert changed(run, 60, counts, loads) == []
         decision = run.tick(counts, loads, later_s=TICK_S)
         assert reasons(decision) == [
             "experts-0: 2 replicas were not ready after 60 s and are given up; no new one for 120 s, 3 -> 1"
@@ -306,8 +328,8 @@ class TestFailedGrowth:
     def test_a_lost_replica_starts_the_time_anew_and_the_last_one_is_kept(self) -> None:
         run = ticks(1, defaults=STARTUP)
         held(run, 50, {A: at(2, 3)}, {})
-        assert held(run, 50, {A: at(1, 3)}, {}).changes == ()
-        assert held(ticks(1, defaults=STARTUP), 200, {A: at(0, 1)}, {}).changes == ()
+        assert changed(run, 50, {A: at(1, 3)}, {}) == []
+        assert changed(ticks(1, defaults=STARTUP), 200, {A: at(0, 1)}, {}) == []
 
 
 class TestRouters:
@@ -335,7 +357,7 @@ class TestSlo:
         run = ticks(2, slo=SLO)
         loads, slow = {A: critical(0.12), B: critical(0, 0.48)}, RouterLoad(3, 0, tpot_p95_ms=95)
         assert run.tick({A: at(1), B: at(1)}, loads, slow).changes
-        assert held(run, 14.75, {A: at(1), B: at(1)}, loads, slow).changes == ()
+        assert changed(run, 14.75, {A: at(1), B: at(1)}, loads, slow) == []
         assert run.tick({A: at(1), B: at(1)}, loads, slow, later_s=TICK_S).changes
 
     def test_not_where_it_would_help_too_little(self) -> None:
@@ -357,14 +379,14 @@ class TestSlo:
 
     def test_nothing_shrinks_while_it_is_violated(self) -> None:
         run = ticks(1, slo=SLO)
-        assert held(run, 100, {A: at(3)}, {A: load(3)}, RouterLoad(3, 0, ttft_p95_ms=900)).changes == ()
+        assert changed(run, 100, {A: at(3)}, {A: load(3)}, RouterLoad(3, 0, ttft_p95_ms=900)) == []
         assert run.tick({A: at(3)}, {A: load(3)}, RouterLoad(3, 0, ttft_p95_ms=700)).targets == {A: 2}
 
     def test_nothing_shrinks_that_would_break_it_again(self) -> None:
         run = ticks(2, slo=SLO, defaults={"target_critical_share": 0.5})
         counts = {A: at(2), B: at(1)}
         loads = {A: critical(0.1, 0.5), B: critical(0, 0.4)}
-        assert held(run, 100, counts, loads, RouterLoad(3, 0, tpot_p95_ms=60)).targets == counts_of(counts)
+        assert changed(run, 100, counts, loads, RouterLoad(3, 0, tpot_p95_ms=60)) == []
         assert held(ticks(2, slo=SLO, defaults={"target_critical_share": 0.5}), 60, counts, loads).targets[A] == 1
 
     def test_percentiles_that_are_no_numbers_promise_nothing(self) -> None:
@@ -379,14 +401,14 @@ class TestClock:
         run = ticks(1)
         held(run, 0.75, {A: at(1)}, {A: load(1900)})
         run.now -= 1e6
-        assert held(run, 0.75, {A: at(1)}, {A: load(1900)}).changes == ()
+        assert changed(run, 0.75, {A: at(1)}, {A: load(1900)}) == []
         assert run.tick({A: at(1)}, {A: load(1900)}, later_s=TICK_S).changes
 
     def test_what_is_left_of_a_back_off_survives_a_jump_back(self) -> None:
         run = ticks(1, defaults=STARTUP)
         held(run, 60.25, {A: at(1, 2)}, {A: load(900)})
         run.now -= 1e9
-        assert held(run, 119.75, {A: at(1)}, {A: load(900)}).changes == ()
+        assert changed(run, 119.75, {A: at(1)}, {A: load(900)}) == []
         assert run.tick({A: at(1)}, {A: load(900)}, later_s=TICK_S).targets == {A: 2}
 
     @pytest.mark.parametrize("absurd", [float("nan"), float("inf"), float("-inf")])
@@ -402,4 +424,4 @@ class TestClock:
         run = ticks(1)
         held(run, 0.75, {A: at(1)}, {A: load(1900)})
         run.state = PolicyState()
-        assert held(run, 0.75, {A: at(1)}, {A: load(1900)}).changes == ()
+        assert changed(run, 0.75, {A: at(1)}, {A: load(1900)}) == []
