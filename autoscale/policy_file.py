@@ -34,8 +34,8 @@ SETTLED_S = 2.0
 """A file that was modified so shortly before it was read may be half written, or be modified again within the same tick
 of the file system's clock: it is read again."""
 
-Stamp = tuple[int, int, int]
-"""What tells a changed file: mtime in ns, size, inode."""
+Stamp = tuple[int, int, int, int]
+"""What tells a changed file: mtime and ctime in ns, size, inode."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class PolicyFile:
 
 
 def _stamp(status: os.stat_result) -> Stamp:
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
 def _content(path: str | Path) -> _Content:
