@@ -2,7 +2,7 @@
 
 A thread of its own with an event loop of its own, inside the controller's process: handles may need a loop, and the
 controller's is not to be held up. It reads the instance details of the application (its arguments,
-and which replicas are still stopping) and hands decisions to the Directory. Every call has a deadline; failures are
+and which replicas are still stopping) and hands decisions to the Directory. Every answer has a deadline; failures are
 logged once and tried again. The thread ends with the object it serves.
 """
 

@@ -76,29 +76,36 @@ class Startup(Spec):
     backoff_s: PositiveSeconds = 120
 
 
-class ScalingSpec(Spec):
-    """How one group scales. Bounds count its replicas in all pools together.
+class Pacing(Spec):
+    """How many replicas something may have, and how soon that changes; of a group and of the routers alike.
 
-    target_utilization: busy share aimed at. target_critical_share: share of step time that may be spent waiting for
-    this group alone. hysteresis: how far below its targets the load must stay after a step down, as a share of them.
-    pools: in which pools it may run; None means in all.
+    hysteresis: how far below its targets the load must stay after a step down, as a share of them.
     """
 
     min_replicas: Positive = 1
     max_replicas: Positive = 4
-    target_utilization: Share = 0.65
-    target_critical_share: Share = 0.15
     hysteresis: Annotated[Number, Field(ge=0, lt=1)] = 0.15
     upscale: Upscale = Upscale()
     downscale: Downscale = Downscale()
     startup: Startup = Startup()
-    pools: PoolNames | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if faults := _ordered(self.min_replicas, self.max_replicas, self.model_fields_set):
             refuse(faults)
         return self
+
+
+class ScalingSpec(Pacing):
+    """How one group scales. Bounds count its replicas in all pools together.
+
+    target_utilization: busy share aimed at. target_critical_share: share of step time that may be spent waiting for
+    this group alone. pools: in which pools it may run; None means in all.
+    """
+
+    target_utilization: Share = 0.65
+    target_critical_share: Share = 0.15
+    pools: PoolNames | None = None
 
 
 class PoolPolicy(Spec):
@@ -111,22 +118,10 @@ class PoolPolicy(Spec):
     max_replicas: Count | None = None
 
 
-class RouterScaling(Spec):
+class RouterScaling(Pacing):
     """Routers scale by requests, running and waiting, per replica; one with n choices counts n times."""
 
-    min_replicas: Positive = 1
-    max_replicas: Positive = 4
     target_ongoing_requests: AboveZero = 16
-    hysteresis: Annotated[Number, Field(ge=0, lt=1)] = 0.15
-    upscale: Upscale = Upscale()
-    downscale: Downscale = Downscale()
-    startup: Startup = Startup()
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if faults := _ordered(self.min_replicas, self.max_replicas, self.model_fields_set):
-            refuse(faults)
-        return self
 
 
 class Slo(Spec):
