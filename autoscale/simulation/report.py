@@ -73,15 +73,15 @@ def setting(world: World, calibration: Calibration) -> str:
 def table(results: Sequence[Result]) -> str:
     """One line per policy, then its parameters and its devices over time."""
     head = (
-        f"{'policy':34}{'SLO kept':>9}{'GPU-h':>8}{'cost':>8}{'queue p50/p95/p99 s':>24}{'first token s':>24}"
-        f"{'per token ms':>16}{'changes':>9}"
+        f"{'policy':34}{'SLO kept':>9}{'GPU-h':>8}{'cost':>8}{'queue p50/p95/p99 s':>28}{'first token s':>28}"
+        f"{'per token ms':>20}{'changes':>9}"
     )
     lines = [head, "-" * len(head)]
     for result in results:
         queue, ttft, tpot = (percentiles(s) for s in (result.queue_s, result.ttft_s, result.tpot_s))
         lines.append(
             f"{result.name:34}{result.kept:>9.2%}{result.device_hours:>8.1f}{result.cost:>8.1f}"
-            f"{_slashed(queue, 2):>24}{_slashed(ttft, 2):>24}{_slashed([1e3 * s for s in tpot], 0):>16}"
+            f"{_slashed(queue, 2):>28}{_slashed(ttft, 2):>28}{_slashed([1e3 * s for s in tpot], 0):>20}"
             f"{result.changes:>9}"
         )
     top = max(float(result.devices.max()) for result in results)
