@@ -11,7 +11,11 @@ E. McKenzie, "Forecasting trends in time series", Management Science 31(10), 198
 
 One thing is added. Rates are averages over a window, so a *step* of the load looks like a trend while the window passes
 over it, and extrapolating it would ask for replicas that nobody needs. A trend counts only once the load has risen in
-`SEASONED` windows in a row; until then the level is a plain exponential average, and the forecast is the level.
+more windows in a row than a step makes it rise; until then the level is a plain exponential average, and the forecast
+is the level. A step is seen rising in up to 3 + 4 x level_tau_s / window_s windows: in one or two while the window
+passes over it, and then until what the two smoothings (here and in `measure`) have left of it is below `RISE`.
+
+    worked: window_s 4, level_tau_s 2: up to 5 windows; a trend counts from the sixth on, after 24 s
 """
 
 from __future__ import annotations
@@ -21,8 +25,6 @@ from typing import NamedTuple
 
 from autoscale.spec import ForecastSpec
 
-SEASONED = 4
-"""Windows in a row in which a load must have risen before its trend counts: a step is over after three."""
 RISE = 0.02
 """By how much of itself a load must rise in a window to count as rising."""
 MOST = 2.0
@@ -48,6 +50,7 @@ class Forecaster:
         self._window_s = window_s
         self._now = now
         self._damping_s = 2 * spec.trend_tau_s
+        self._seasoned = 4 + math.ceil(4 * spec.level_tau_s / window_s)
         self._reach_s = self._damping_s * -math.expm1(-spec.horizon_s / self._damping_s)
         self._weights: dict[float, tuple[float, float]] = {}
 
@@ -70,16 +73,16 @@ class Forecaster:
         if dt <= 0:
             return last if dt == 0 else Trend(level, 0.0, now, level, now, 0)
         weight, trend_weight = self.weights(at)
-        expected = level + slope * min(dt, self._reach_s) if rises >= SEASONED else level
+        expected = level + slope * min(dt, self._reach_s) if rises >= self._seasoned else level
         new = max(0.0, expected + weight * (value - expected))
         slope += trend_weight * ((new - level) / dt - slope)
         if now - marked_at >= self._window_s:
-            rises = min(SEASONED, rises + 1) if new > mark * (1 + RISE) else 0
+            rises = min(self._seasoned, rises + 1) if new > mark * (1 + RISE) else 0
             mark, marked_at = new, now
         return Trend(new, slope, now, mark, marked_at, rises)
 
     def rise(self, trend: Trend) -> float:
         """How much more than now the load is expected to be at the horizon; never negative."""
-        if self._spec.method == "none" or trend.rises < SEASONED or trend.slope <= 0:
+        if self._spec.method == "none" or trend.rises < self._seasoned or trend.slope <= 0:
             return 0.0
         return min(trend.slope * self._reach_s, (MOST - 1) * trend.level)

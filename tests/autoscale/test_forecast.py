@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscale.forecast import MOST, SEASONED, Forecaster, Trend
+from autoscale.forecast import MOST, Forecaster, Trend
 from autoscale.spec import ForecastSpec
 
 SPEC = ForecastSpec(horizon_s=15, level_tau_s=2, trend_tau_s=10)
@@ -30,7 +30,7 @@ def test_the_first_value_is_the_level_and_nothing_is_expected() -> None:
 
 
 def test_the_worked_example_of_the_docstring() -> None:
-    trend = Trend(level=100.0, slope=2.0, at=0.0, mark=100.0, marked_at=0.0, rises=SEASONED)
+    trend = Trend(level=100.0, slope=2.0, at=0.0, mark=100.0, marked_at=0.0, rises=99)
     assert 100 + Forecaster(SPEC, WINDOW_S, 0.0).rise(trend) == pytest.approx(121.1, abs=0.05)
 
 
@@ -70,6 +70,26 @@ def test_a_step_smeared_over_the_window_is_no_trend_and_is_not_overshot(offset_s
         trend = forecaster.follow(trend, value)
         highest = max(highest, trend.level + forecaster.rise(trend))
     assert highest <= 200 * 1.001
+
+
+@pytest.mark.parametrize("before", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize(("window_s", "level_tau_s"), [(4, 2), (5, 2), (1, 2), (2, 2), (10, 2), (5, 5), (3, 0.5)])
+def test_no_step_is_overshot_whatever_the_window_after_both_smoothings(
+    window_s: float, level_tau_s: float, before: float
+) -> None:
+    """As `measure` does it: the mean over the window is smoothed, and then followed. Marks fall anywhere in the step."""
+    spec = ForecastSpec(level_tau_s=level_tau_s)
+    for sixteenth in range(16):
+        begins, smoothed, at = 30 + window_s * sixteenth / 16, before, 0.0
+        trend, highest = None, 0.0
+        for tick in range(int((40 + 5 * window_s + 20 * level_tau_s) * 5)):
+            now = tick / 5
+            forecaster = Forecaster(spec, window_s, now)
+            value = before + (12 - before) * min(1.0, max(0.0, (now - begins) / window_s))
+            smoothed += forecaster.weights(at)[0] * (value - smoothed)
+            trend, at = forecaster.follow(trend, smoothed), now
+            highest = max(highest, smoothed + forecaster.rise(trend))
+        assert highest <= 12 * 1.001
 
 
 def test_a_fall_is_not_extrapolated() -> None:
