@@ -77,7 +77,7 @@ def test_a_step_smeared_over_the_window_is_no_trend_and_is_not_overshot(offset_s
 def test_no_step_is_overshot_whatever_the_window_after_both_smoothings(
     window_s: float, level_tau_s: float, before: float
 ) -> None:
-    """As `measure` does it: the mean over the window is smoothed, and then followed. Marks fall anywhere in the step."""
+    """As `measure` does it: the mean over the window is smoothed and then followed. Marks fall anywhere in the step."""
     spec = ForecastSpec(level_tau_s=level_tau_s)
     for sixteenth in range(16):
         begins, smoothed, at = 30 + window_s * sixteenth / 16, before, 0.0
