@@ -31,6 +31,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 POLL_S = 0.25
 SERVE_STOP_S = 30.0
 LEFTOVER_STOP_S = 5.0
+CLUSTER_ANSWERS_S = 2.0
 SERVE_ENV = Path(__file__).with_name("serve.env")
 
 
@@ -84,12 +85,17 @@ def _run(derived: Path, port: int, file: ConfigFile) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda _number, _frame: stop.set())
     command = [str(Path(sys.executable).with_name("serve")), "run", str(derived)]
+    environment = {**serve_environment(), **os.environ}
+    gone = recorded_cluster_that_is_gone()
+    if gone is not None and "RAY_ADDRESS" not in environment:
+        print(f"The Ray cluster that {_record()} names, {gone}, does not answer; starting one of our own.", flush=True)
+        environment["RAY_ADDRESS"] = "local"
     # Should this process be killed, `serve run` must not stay behind with nobody to stop it.
     process = subprocess.Popen(
         command,
         start_new_session=True,
         cwd=project_root(),
-        env={**serve_environment(), **os.environ},
+        env=environment,
         preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGINT),
     )
     watch = StartWatch(f"http://127.0.0.1:{port}", file)
@@ -106,6 +112,28 @@ def _run(derived: Path, port: int, file: ConfigFile) -> int:
         _end_leftovers()
     print("Stopped; nothing is left running.", flush=True)
     return 0 if process.returncode in (0, -signal.SIGINT) and not failed.is_set() else 1
+
+
+def recorded_cluster_that_is_gone() -> str | None:
+    """The address of the cluster Ray would join by itself, where nobody listens there; None where it can be joined.
+
+    A killed cluster or a crashed machine leaves its record behind, and Ray waits minutes for such a cluster.
+    """
+    try:
+        address = _record().read_text().strip()
+    except OSError:
+        return None
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CLUSTER_ANSWERS_S).close()
+    except (OSError, ValueError):
+        return address
+    return None
+
+
+def _record() -> Path:
+    """Where Ray writes the address of the machine's running cluster (`ray start` does, `ray.init` does not)."""
+    return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
 
 
 def serve_environment() -> dict[str, str]:

@@ -62,12 +62,13 @@ def serving(
 ) -> Iterator[Server]:
     """Run `command` until the block ends, then press Ctrl-C and insist that nothing is left.
 
-    environment: variables beside this process's own, among which those that name a Ray cluster are left out.
+    environment: variables beside this process's own. Unless it names a Ray cluster the command starts one: neither a
+    running one nor what an interrupted run left behind on the machine is joined.
 
     Raises:
         RuntimeError: it ended or was not healthy in time; the message holds the end of its output.
     """
-    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
+    own = {**os.environ, "RAY_ADDRESS": "local"}
     started_at = time.time()
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -31,12 +31,18 @@ class Server:
     def __init__(self, command: Sequence[str], port: int, log: Path, environment: Mapping[str, str]) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
-        inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
                 cwd=project_root(),
-                env={**inherited, "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", **environment},
+                # A cluster of its own, whatever else runs on the machine or was left there.
+                env={
+                    **os.environ,
+                    "RAY_ADDRESS": "local",
+                    "HF_HUB_OFFLINE": "1",
+                    "RAY_USAGE_STATS_ENABLED": "0",
+                    **environment,
+                },
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
