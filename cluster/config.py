@@ -160,6 +160,8 @@ class ExpertsSpec(Spec):
         from one in the default pool and none in the others up to max_replicas_hard in each.
     wait_s: how long a step waits for a missing group before its requests fail with 503.
     timeout_s: silence after which one batch of rows is sent to another replica.
+    hedge_after: a batch that takes this many times the usual time is also sent to a second replica, and the first
+        answer counts; null for never.
     auto_threshold_bytes: bytes of one layer's hidden states from which `auto` prefers the object store.
     host: the address expert replicas listen on for other nodes; "node" means the address Ray knows the node by.
     """
@@ -170,6 +172,7 @@ class ExpertsSpec(Spec):
     replicas: Replicas = 1
     wait_s: PositiveSeconds = 30
     timeout_s: PositiveSeconds = 10
+    hedge_after: Annotated[Number, Field(ge=1.5)] | None = 3
     auto_threshold_bytes: Positive = 32 << 20
     max_replicas_hard: Positive = 8
     emulate: EmulateSpec | None = None
@@ -255,11 +258,17 @@ class RouterSpec(Spec):
 
 
 class IngressSpec(Spec):
-    """The HTTP front. max_body_bytes: larger request bodies are answered 413."""
+    """The HTTP front.
+
+    max_body_bytes: larger request bodies are answered 413.
+    request_timeout_s: from acceptance to the last token at most; requests may ask for less.
+    silence_s: a router that says nothing about a request for longer hangs; its streams go on at another one.
+    """
 
     replicas: Positive = 1
     max_body_bytes: Positive = 4 << 20
     request_timeout_s: PositiveSeconds = 600
+    silence_s: PositiveSeconds = 5
     resources: ResourceSpec = ResourceSpec()
 
 
