@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,13 +32,25 @@ class WholeModel:
         """The text that follows `text`."""
         return self._continue(self.tokenizer(text)["input_ids"], max_tokens)
 
+    def continued(self, text: str, tokens: int) -> str:
+        """Exactly so many tokens after `text`, ends of sequence among them ignored."""
+        ids = self.tokenizer(text)["input_ids"]
+        return self._continue(ids, tokens, ends=False)
+
     @torch.no_grad()
-    def _continue(self, ids: list[int], max_tokens: int) -> str:
+    def _continue(self, ids: list[int], max_tokens: int, *, ends: bool = True) -> str:
         prompt = torch.tensor([ids])
+        config = copy.deepcopy(self.model.generation_config)
+        if not ends:
+            config.eos_token_id = None
         output: Any = self.model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_tokens, do_sample=False
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            generation_config=config,
         )
-        return self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+        return str(self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
 
 
 @pytest.fixture(scope="session")

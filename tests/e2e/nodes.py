@@ -2,7 +2,8 @@
 
     python -m tests.e2e.nodes '{"l4": {"accelerator_type:L4": 4}}'
 
-starts a head and one node for each entry, with the label `kind` and these resources, and prints the head's address. A
+starts a head, of the kind "head", and one node for each entry, with the label `kind` and these resources, and prints
+the head's address. A line with a kind on its input takes that node away, as a machine goes that loses its power. In a
 process of its own because Ray settles at its import whether it asks for tokens; `RAY_AUTH_MODE=token` must be set.
 """
 
@@ -14,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.serving import ROOT, free_port
@@ -22,9 +24,24 @@ TOKEN = {"RAY_AUTH_MODE": "token"}
 STOP_S = 60
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """A running cluster. address: of its head."""
+
+    address: str
+    _process: subprocess.Popen[str]
+
+    def lose(self, kind: str) -> None:
+        """The node of that kind is gone, with all its processes, when this returns."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(kind, file=self._process.stdin, flush=True)
+        assert self._process.stdout.readline().strip() == kind
+
+
 @contextmanager
-def nodes(kinds: Mapping[str, Mapping[str, float]], log: Path) -> Iterator[str]:
-    """The address of a cluster with a node of each kind, until the block ends."""
+def nodes(kinds: Mapping[str, Mapping[str, float]], log: Path) -> Iterator[Nodes]:
+    """A cluster with a node of each kind, until the block ends."""
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.e2e.nodes", json.dumps(kinds)],
@@ -40,7 +57,7 @@ def nodes(kinds: Mapping[str, Mapping[str, float]], log: Path) -> Iterator[str]:
         address = process.stdout.readline().strip()
         if not address:
             raise RuntimeError(f"the nodes did not start:\n{log.read_text()[-4000:]}")
-        yield address
+        yield Nodes(address, process)
     finally:
         # The end of its input tells it to stop.
         try:
@@ -56,13 +73,22 @@ def main(kinds: Mapping[str, Mapping[str, float]]) -> None:
 
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 4, "include_dashboard": True, "dashboard_port": free_port()},
+        head_node_args={
+            "num_cpus": 4,
+            "labels": {"kind": "head"},
+            "include_dashboard": True,
+            "dashboard_port": free_port(),
+        },
     )
     try:
-        for kind, resources in kinds.items():
-            cluster.add_node(num_cpus=4, labels={"kind": kind}, resources=dict(resources))
+        added = {
+            kind: cluster.add_node(num_cpus=4, labels={"kind": kind}, resources=dict(resources))
+            for kind, resources in kinds.items()
+        }
         print(cluster.address, flush=True)
-        sys.stdin.read()
+        for line in sys.stdin:
+            cluster.remove_node(added.pop(line.strip()), allow_graceful=False)
+            print(line.strip(), flush=True)
     finally:
         cluster.shutdown()
 

@@ -31,12 +31,12 @@ def elastic(tmp_path_factory: pytest.TempPathFactory, whole_model: WholeModel) -
     folder = tmp_path_factory.mktemp("pools")
     kinds = {"l4": {"accelerator_type:L4": 4.0}, "t4": {"accelerator_type:T4": 4.0}}
     with (
-        nodes(kinds, folder / "nodes.log") as address,
+        nodes(kinds, folder / "nodes.log") as cluster,
         elastic_server(
             folder,
             lambda server: Load(server, wanted),
             change=two_pools,
-            environment={"RAY_ADDRESS": address, **TOKEN},
+            environment={"RAY_ADDRESS": cluster.address, **TOKEN},
         ) as running,
     ):
         yield running
