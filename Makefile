@@ -14,7 +14,7 @@ export $(shell sed -n 's/^\([A-Z_]*\)=.*/\1/p' threads.env)
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup serve test test-steady bench bench-smoke check format
+.PHONY: setup serve test test-steady soak bench bench-smoke check format
 
 setup: $(VENV)/.done
 
@@ -31,6 +31,10 @@ test: setup
 # Three minutes at each level of steady load instead of one; nothing else may use the machine meanwhile.
 test-steady: setup
 	EXPERTSCALE_STEADY_S=180 $(BIN)/python -m pytest tests/e2e/test_elastic.py -s
+
+# Twenty minutes of mixed load while something is killed, stopped or scaled every ten seconds; SECONDS=60 for less.
+soak: setup
+	@$(BIN)/python -m tests.chaos.soak $(if $(SECONDS),--seconds $(SECONDS))
 
 # Under 12 minutes; progress on the terminal, then a table, then one line of JSON. SIDES=fabric,growth runs a part.
 bench: setup

@@ -38,6 +38,7 @@ LATEST_CANCEL_S = 1.5
 RSS_GROWTH = 0.05
 FILES_GROWTH, THREADS_GROWTH = 0.05, 0.05
 IDLE_S = 30.0
+WARM_UP_S = 30.0
 
 
 @dataclass
@@ -202,7 +203,7 @@ def soak(running: Cluster, seconds: float, *, seed: int = 0, say: Callable[[str]
     wanted = _references(running.port)
     warm_up = _Clients(running.port, wanted, seed)
     warm_up.start()
-    time.sleep(min(15.0, seconds / 4))
+    time.sleep(min(WARM_UP_S, seconds / 8))
     warm_up.stop()
     _idle(running)
     before = _footprints(running)
@@ -225,7 +226,7 @@ def soak(running: Cluster, seconds: float, *, seed: int = 0, say: Callable[[str]
     # Successors of what was killed are cold: the same warm-up as those had that are compared with.
     again = _Clients(running.port, wanted, seed)
     again.start()
-    time.sleep(min(15.0, seconds / 4))
+    time.sleep(min(WARM_UP_S, seconds / 8))
     again.stop()
     left = _idle(running)
     after = _footprints(running)

@@ -16,12 +16,14 @@ import pytest
 
 from tests.chaos.processes import kill, stopped
 from tests.chaos.running import SILENCE_S, Cluster, cluster, undisturbed
+from tests.chaos.soak import soak
 from tests.chaos.streams import Asked, Streams, Told, ask, requests
 from tests.e2e.conftest import WholeModel
 
 ADDED_STALL_S = 0.5
 NOISE_S = 0.25
 """Of two shared cores on which, at the same time, the successor of what was killed starts."""
+SOAK_S = 60.0
 WAIT_S = 30.0
 """experts.wait_s, within which Serve must have restarted the last replica of a group."""
 
@@ -154,6 +156,14 @@ def test_what_clients_see_when_the_front_is_killed(case: Case, what: str) -> Non
     assert told.text == case.wanted[asked]
     case.record(f"{what} killed: streams broken", f"{len(broken)} of {len(streams.told)}")
     case.record("answered again after s", round(told.times[0] - killed_at, 1))
+
+
+def test_a_minute_of_soak_loses_nothing(running: Cluster, record_property: Any) -> None:
+    running.restored()
+    report = soak(running, SOAK_S)
+    for name, value in report.as_json().items():
+        record_property(name, value)
+    assert not report.faults, report.table()
 
 
 def _until_over(streams: Streams) -> None:

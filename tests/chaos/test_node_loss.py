@@ -46,6 +46,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def _config(folder: Path) -> Path:
     """Every group once on each node, a router wherever there is room, all that clients talk to at the head."""
     document = yaml.safe_load((ROOT / "deployments" / "configs" / "demo.yaml").read_text())
+    # The nodes of this double share one address: with a proxy on each, clients would be spread over all of them.
+    document["proxy_location"] = "HeadOnly"
     args = document["applications"][0]["args"]
     on = {kind: {"label_selector": {"kind": kind}} for kind in ("head", KEPT, LOST)}
     args["experts"] |= {

@@ -14,9 +14,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from tests.serving import ROOT, free_port
 
@@ -87,10 +90,22 @@ def main(kinds: Mapping[str, Mapping[str, float]]) -> None:
         }
         print(cluster.address, flush=True)
         for line in sys.stdin:
-            cluster.remove_node(added.pop(line.strip()), allow_graceful=False)
+            node = added.pop(line.strip())
+            running = _descendants(node)
+            cluster.remove_node(node, allow_graceful=False)
+            for process in running:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(running, timeout=STOP_S)
             print(line.strip(), flush=True)
     finally:
         cluster.shutdown()
+
+
+def _descendants(node: Any) -> list[psutil.Process]:
+    """What runs on the node: its agents outlive their raylet."""
+    own = [info.process.pid for infos in node.all_processes.values() for info in infos]
+    return [child for pid in own for child in psutil.Process(pid).children(recursive=True)]
 
 
 if __name__ == "__main__":
