@@ -42,6 +42,10 @@ class AutoTransport:
         """Of both."""
         return self._stream.bytes_received + self._store.bytes_received
 
+    def prepare(self, replica: Replica, patience_s: float) -> bool:
+        """See `Transport.prepare`; both use the stream's connections."""
+        return self._stream.prepare(replica, patience_s)
+
     def send(self, replica: Replica, batch: Batch, deadline_s: float) -> Call:
         """See `Transport.send`."""
         if batch.hidden.nbytes >= self._threshold_bytes:
@@ -57,9 +61,9 @@ class AutoTransport:
         """See `Transport.wait`; the store waits for calls of the stream as well."""
         return self._store.wait(calls, timeout_s)
 
-    def forget(self, call: Call) -> None:
+    def forget(self, call: Call, *, watched: bool = False) -> None:
         """See `Transport.forget`."""
-        self._store.forget(call)
+        self._store.forget(call, watched=watched)
 
     def retain(self, replica_ids: Collection[str]) -> None:
         """See `Transport.retain`."""

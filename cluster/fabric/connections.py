@@ -6,6 +6,7 @@ Used by the server's thread alone. Knows no rows and no references: authenticate
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
 import socket
@@ -24,9 +25,11 @@ from cluster.fabric.frames import HANDSHAKE_LIMITS, Buffer, Frame, HeaderCheck, 
 from cluster.fabric.handshake import NONCE_BYTES, Identity, ReplicaHandshake, refusal
 from cluster.fabric.mailbox import SUPPORTED, Mailbox
 from cluster.fabric.sockets import EDGE, READ, WRITE, Poller, tune
+from cluster.fabric.strangers import Strangers
 
 log = logging.getLogger(__name__)
 _REASON_BYTES = 512
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC})
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,14 @@ class ServerLimits:
 class Connection:
     """One router, or a stranger until `handshake` is None. `moved_s`: when bytes last went either way.
 
+    host: where it comes from, "" by Unix socket.
     mailbox: for a router on this node. mailed: a request lies in it that has not been answered.
     """
 
     __slots__ = (
         "events",
         "handshake",
+        "host",
         "mailbox",
         "mailed",
         "moved_s",
@@ -69,8 +74,9 @@ class Connection:
         "writer",
     )
 
-    def __init__(self, sock: socket.socket, handshake: ReplicaHandshake, now: float) -> None:
+    def __init__(self, sock: socket.socket, handshake: ReplicaHandshake, now: float, host: str = "") -> None:
         self.sock = sock
+        self.host = host
         self.handshake: ReplicaHandshake | None = handshake
         self.reader = FrameReader(HANDSHAKE_LIMITS)
         self.writer = FrameWriter()
@@ -104,7 +110,9 @@ class Connections:
         self._on_gone = on_gone
         self._mail_check = HeaderCheck(replace(limits.frame, codes=frozenset({Kind.ROWS.value})), self.digest8)
         self._strangers: dict[Connection, None] = {}  # in order of age
+        self._trouble = Strangers()
         self._listeners: list[socket.socket] = []
+        self._resting: list[socket.socket] = []
         self._poller: Poller[Connection | Callable[[], object]] = Poller()
         self._tick_s = min(1.0, limits.handshake_s / 4, limits.stall_s / 4)
         self._next_tick_s = 0.0
@@ -129,6 +137,7 @@ class Connections:
         now = time.monotonic()
         if now >= self._next_tick_s:
             self._next_tick_s = now + self._tick_s
+            self._wake_listeners()
             self._close_overdue(now)
         return now
 
@@ -187,7 +196,12 @@ class Connections:
             self._poller.unregister(connection.mailbox.bell)
             connection.mailbox.close()
             connection.mailbox = None
-        self._strangers.pop(connection, None)
+        if connection in self._strangers:
+            del self._strangers[connection]
+            if connection.handshake is not None and connection.handshake.proved:
+                self._trouble.proved(connection.host)  # with another model: no stranger
+            else:
+                self._trouble.troubled(connection.host, time.monotonic())
         if connection in self.routers:
             self.routers.discard(connection)
             self._on_gone(connection)
@@ -227,23 +241,56 @@ class Connections:
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
-            self._poller.unregister(listener)
+            if listener not in self._resting:
+                self._poller.unregister(listener)
             listener.close()
         self._listeners.clear()
+        self._resting.clear()
 
     def _accept(self, listener: socket.socket) -> None:
         try:
-            sock, _ = listener.accept()
-            sock.setblocking(False)
-            tune(sock)
-        except OSError:
+            sock, address = listener.accept()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                self._rest(listener, error)
             return
+        now = time.monotonic()
+        host = address[0] if isinstance(address, tuple) else ""
+        if not self._trouble.admits(host, now):
+            sock.close()
+            return
+        with ExitStack() as undo:
+            undo.callback(sock.close)
+            try:
+                sock.setblocking(False)
+                tune(sock)
+                handshake = ReplicaHandshake(self._key, self._identity, secrets.token_bytes(NONCE_BYTES))
+                connection = Connection(sock, handshake, now, host)
+                self._poller.register(sock, READ, connection)
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._rest(listener, error)
+                return
+            undo.pop_all()
         if len(self._strangers) >= self._limits.strangers:
             self.fail(next(iter(self._strangers)), "too many connections that have not proved the cluster key.")
-        handshake = ReplicaHandshake(self._key, self._identity, secrets.token_bytes(NONCE_BYTES))
-        connection = Connection(sock, handshake, time.monotonic())
         self._strangers[connection] = None
-        self._poller.register(sock, READ, connection)
+
+    def _rest(self, listener: socket.socket, error: OSError) -> None:
+        """Leave `listener` alone until the next tick: it stays ready, and asking it again and again would be all that
+        this thread does. Who connects meanwhile waits in its backlog.
+        """
+        log.warning("no new connections for %g s: %s", self._tick_s, error.strerror)
+        self._poller.unregister(listener)
+        self._resting.append(listener)
+
+    def _wake_listeners(self) -> None:
+        resting, self._resting = self._resting, []
+        for listener in resting:
+            try:
+                self._poller.register(listener, READ, partial(self._accept, listener))
+            except OSError:
+                self._resting.append(listener)
 
     def _serve(self, connection: Connection, events: int) -> None:
         if not connection.open:
@@ -274,6 +321,7 @@ class Connections:
     def _greet(self, connection: Connection, handshake: ReplicaHandshake, frame: Frame) -> None:
         reply = handshake.answer(frame)
         if handshake.done:
+            self._trouble.proved(connection.host)
             connection.handshake = None
             connection.reader.expect(self._limits.frame, self.digest8)
             del self._strangers[connection]

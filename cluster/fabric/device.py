@@ -50,11 +50,15 @@ class Job(Generic[Owner]):
 
 
 class Device(Generic[Owner]):
-    """Queue and executor of one server, used by its thread alone; the counters may be read from others."""
+    """Queue and executor of one server, used by its thread alone; the counters may be read from others.
+
+    running_since: when the computation that runs now began, by `time.perf_counter`; None while there is none.
+    """
 
     def __init__(self, compute: Compute, *, rows_per_s: float | None, references: ReferenceCodec | None) -> None:
         self.rows = self.batches = self.frames = self.queue_rows = 0
         self.busy_s = 0.0
+        self.running_since: float | None = None
         self._compute = compute
         self._rows_per_s = rows_per_s
         self._references = references
@@ -142,7 +146,7 @@ class Device(Generic[Owner]):
     def _run(self, layer: int, batch: Sequence[Job[Owner]]) -> None:
         """Compute the batch and give each of its jobs its output, or the reason why there is none."""
         counts, rows, order = merge([(job.counts, job.rows) for job in batch if job.rows is not None])
-        start = time.perf_counter()
+        start = self.running_since = time.perf_counter()
         try:
             output = self._compute(layer, counts, rows)
             if output.shape != rows.shape or output.dtype is not rows.dtype:
@@ -157,6 +161,8 @@ class Device(Generic[Owner]):
             message = sentence(error)
             for job in batch:
                 job.status, job.message = Status.FAILED, message
+        finally:
+            self.running_since = None
         n_rows = _rows_of(batch)
         spent_s = time.perf_counter() - start if self._rows_per_s is None else n_rows / self._rows_per_s
         for job in batch:

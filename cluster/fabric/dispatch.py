@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from cluster.fabric.auto import transport_bytes
+from cluster.fabric.environment import Buffers, Environment, News
+from cluster.fabric.hedging import Hedging
 from cluster.fabric.packing import LayerTable, Packed, combine
-from cluster.fabric.peers import Peers
-from cluster.fabric.scatter import Buffers, Environment, News, Scatter
+from cluster.fabric.peers import Peer, Peers
+from cluster.fabric.scatter import Scatter
 from cluster.fabric.staging import staging_for
 from cluster.fabric.transport import Transport
 from cluster.membership import Epoch, View
@@ -45,13 +47,18 @@ class GroupTraffic:
 
 @dataclass(frozen=True)
 class ReplicaTraffic:
-    """One replica as this router sees it. reason: why its last batch failed, "" if it did not."""
+    """One replica as this router sees it. reason: why its last batch failed or was late, "" if it was neither.
+
+    delay_s: the round trip less computation, smoothed. overtaken: its batches that others were asked for as well.
+    """
 
     group: str
     rows: int
     speed_rows_per_s: float
     hop_s: float
     reason: str
+    delay_s: float = 0.0
+    overtaken: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class DispatchStats:
 
     scatters: layers computed. tokens: of all of them together, so that a step of T tokens counts T in each MoE layer,
     of which there are `layers`. resends: batches that had to be sent again. replicas: those in the present view, by id.
-    transport_bytes: both directions, by name of transport.
+    transport_bytes: both directions, by name of transport. hedges: late batches sent to a second replica as well.
+    probes: batches sent to a slow or avoided replica as well.
     """
 
     layers: int
@@ -70,6 +78,8 @@ class DispatchStats:
     groups: dict[str, GroupTraffic]
     replicas: dict[str, ReplicaTraffic]
     transport_bytes: dict[str, int]
+    hedges: int = 0
+    probes: int = 0
 
 
 class Dispatcher:
@@ -85,6 +95,7 @@ class Dispatcher:
         *,
         wait_s: float,
         timeout_s: float,
+        hedge_after: float | None = None,
         on_lost: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         news: News | None = None,
@@ -92,6 +103,7 @@ class Dispatcher:
         """
         wait_s: how long after their first failure rows wait for a replica.
         timeout_s: silence after which rows are sent to another replica.
+        hedge_after: times the usual time after which rows are sent to a second replica as well; None for never.
         on_lost: told the id of a replica that broke or fell silent, in the dispatching thread; must not raise.
         clock, news: time and the wake-up by `update`, for tests.
         """
@@ -101,6 +113,7 @@ class Dispatcher:
         self._peers = Peers()
         self._news: News = news or threading.Event()
         self._clock = clock
+        self._hedging = None if hedge_after is None else Hedging(hedge_after, transport, timeout_s, self._silent)
         self._environment = Environment(
             names=self._names,
             transport=transport,
@@ -111,6 +124,7 @@ class Dispatcher:
             clock=clock,
             news=self._news,
             refresh=self._refresh,
+            hedging=self._hedging,
         )
         self._use(torch.device("cpu"))
         self.watch: Watch | None = None
@@ -171,10 +185,20 @@ class Dispatcher:
             resends=self._resends,
             groups={name: replace(traffic) for name, traffic in self._traffic.items()},
             replicas={
-                name: ReplicaTraffic(peer.replica.group, peer.rows, peer.speed_rows_per_s, peer.hop_s, peer.reason)
+                name: ReplicaTraffic(
+                    peer.replica.group,
+                    peer.rows,
+                    peer.speed_rows_per_s,
+                    peer.hop_s,
+                    peer.reason,
+                    peer.delay_s,
+                    peer.overtaken,
+                )
                 for name, peer in self._peers.by_id.items()
             },
             transport_bytes=transport_bytes(self._transport),
+            hedges=0 if self._hedging is None else self._hedging.hedges,
+            probes=0 if self._hedging is None else self._hedging.probes,
         )
 
     def loads(self) -> dict[int, npt.NDArray[np.int64]]:
@@ -186,6 +210,9 @@ class Dispatcher:
         self._device = device
         self._staging = staging_for(device)
         self._buffers = Buffers(self._staging.memory)
+
+    def _silent(self, peer: Peer, now: float) -> None:
+        self._environment.give_up(peer, now)
 
     def _refresh(self) -> None:
         if self._peers.adopt(self._view):

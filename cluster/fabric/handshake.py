@@ -76,12 +76,14 @@ class RouterHandshake:
 class ReplicaHandshake:
     """The listening side: give every frame to `answer` and send what it returns, until `done`.
 
+    proved: the other side has the cluster key, welcome or not.
+
     Raises, from `answer`:
         HandshakeError: the router is refused; the message is the reason to send (`refusal`) before closing.
     """
 
     def __init__(self, key: bytes, own: Identity, nonce: bytes) -> None:
-        self.done = False
+        self.done = self.proved = False
         self._key = key
         self._own = own
         self._challenge = nonce
@@ -96,6 +98,7 @@ class ReplicaHandshake:
         if frame.kind is Kind.PROOF and self._hello is not None:
             if not hmac.compare_digest(data, _mac(self._key, b"router", self._hello, self._challenge)):
                 raise HandshakeError("wrong cluster key.")
+            self.proved = True
             self._check(_unpack_hello(self._hello))
             self.done = True
             return encode(Kind.WELCOME, body=_mac(self._key, b"replica", self._hello, self._challenge))

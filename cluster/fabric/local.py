@@ -51,6 +51,10 @@ class LocalTransport:
         self._groups = dict(groups)
         self._sequence = 0
 
+    def prepare(self, replica: Replica, patience_s: float) -> bool:  # noqa: ARG002
+        """There is nothing to connect to."""
+        return True
+
     def send(self, replica: Replica, batch: Batch, deadline_s: float) -> Call:  # noqa: ARG002
         """Compute the rows of `batch`. Whatever the experts raise becomes the call's error.
 
@@ -77,7 +81,7 @@ class LocalTransport:
         """All of them: they are done."""
         return list(calls)
 
-    def forget(self, call: Call) -> None:
+    def forget(self, call: Call, *, watched: bool = False) -> None:
         """Nothing is kept here."""
 
     def retain(self, replica_ids: Collection[str]) -> None:

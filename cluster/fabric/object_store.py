@@ -41,12 +41,13 @@ class _Published:
 class StoreCall:
     """One batch on its way through the store; see `transport.Call`."""
 
-    __slots__ = ("_outputs", "_published", "error", "inner", "rows")
+    __slots__ = ("_error", "_outputs", "_published", "inner", "rows", "watched")
 
     def __init__(self, inner: StreamCall, rows: int, published: _Published) -> None:
         self.inner = inner
         self.rows = rows
-        self.error: FabricError | None = None
+        self.watched = False
+        self._error: FabricError | None = None
         self._outputs: Tensor | None = None
         self._published: _Published | None = published
 
@@ -62,8 +63,13 @@ class StoreCall:
 
     @property
     def done(self) -> bool:
-        """Whether the results were read, or will not come."""
-        return self._outputs is not None or self.error is not None
+        """Whether the results were read, or will not come; of a watched call, whether there was an answer."""
+        return self._outputs is not None or self._error is not None or (self.watched and self.inner.done)
+
+    @property
+    def error(self) -> FabricError | None:
+        """Why there is no result."""
+        return self.inner.error if self.watched else self._error
 
     @property
     def queue_rows(self) -> int:
@@ -84,7 +90,7 @@ class StoreCall:
     def settle(self, outcome: Tensor | FabricError | None) -> _Published | None:
         """End the call, with None if nobody waits for it. Returns its hidden states the first time."""
         if isinstance(outcome, FabricError):
-            self.error = outcome
+            self._error = outcome
         else:
             self._outputs = outcome
         published, self._published = self._published, None
@@ -106,6 +112,10 @@ class ObjectStoreTransport:
         self._stream = stream
         self._references = references
         self._published: dict[int, _Published] = {}
+
+    def prepare(self, replica: Replica, patience_s: float) -> bool:
+        """See `Transport.prepare`; the connections are the stream's."""
+        return self._stream.prepare(replica, patience_s)
 
     def send(self, replica: Replica, batch: Batch, deadline_s: float) -> Call:
         """Put `batch.hidden` unless calls on it are open, and send its name with the tokens of the rows.
@@ -147,13 +157,15 @@ class ObjectStoreTransport:
             finished.append(call)
         return finished
 
-    def forget(self, call: Call) -> None:
-        """See `Transport.forget`."""
+    def forget(self, call: Call, *, watched: bool = False) -> None:
+        """See `Transport.forget`. The hidden states of a watched call stay: without them there would be no answer."""
         if not isinstance(call, StoreCall):
             self._stream.forget(call)
-        elif not call.done:
+        elif call.watched or not call.done:
             self._stream.forget(call.inner)
-            self._settle(call, None)
+            call.watched = watched or call.watched
+            if not watched:
+                self._settle(call, None)
 
     def retain(self, replica_ids: Collection[str]) -> None:
         """See `Transport.retain`."""

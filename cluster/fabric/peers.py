@@ -1,11 +1,16 @@
 """What one router knows about the replicas it may send rows to: load, speed, and whom to avoid after a failure.
 
 Belongs to the thread that dispatches; time is passed in. Knows no transport. What a directory says comes as a `View`;
-what experience says comes through `answered` and `failed`.
+what experience says comes through `answered`, `caught_up` and `failed`.
+
+How slow a replica is shows in two ways: in the time it says to have computed (`speed_rows_per_s`), and in the rest of
+the round trip (`delay_s`), which nobody reports. A smoothed mean with a smoothed deviation of the rest is what TCP
+keeps of a round trip (Jacobson 1988).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +22,14 @@ FIRST_HOP_S = 2e-4
 HOP_CREEP = 0.02
 """The hop is the shortest round trip lately seen: it falls at once and creeps up by this part of the difference."""
 SPEED_GAIN = 0.2
+LATE_GAIN = 0.5
+"""Of answers that were overtaken or only probed: there are few of them, so each has to count."""
+LAG_FLOOR_S, LAG_TIMES = 0.002, 3.0
+"""A delay counts against a replica from these times the shortest of its group and so much more: below is noise."""
+LEAST_DELAY_S = 1e-6
+SPREADS = 2.0
+SLOW_SHARE = 0.8
+"""Slower than this part of what was announced, in proportion to the best of the group: worth a probe."""
 RETRY_S, RETRY_MAX_S = 0.1, 2.0
 """After a failure: how soon the replica is asked again where there is nobody else, doubling with every failure."""
 AVOID_S, AVOID_MAX_S = 5.0, 60.0
@@ -24,33 +37,53 @@ AVOID_S, AVOID_MAX_S = 5.0, 60.0
 NEVER = float("-inf")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Peer:
     """One replica as this router experiences it.
 
     in_flight_rows: sent and not answered. reason: why it failed last; "" when its last answer was good.
+    delay_s, spread_s: the round trip less computation and queue, and its deviation. late: batches that were overtaken
+    and are not answered. probed: a probe is not answered. overtaken: batches that others answered sooner, in all.
     """
 
     replica: Replica
     speed_rows_per_s: float
+    announced_rows_per_s: float = 1.0
     hop_s: float = FIRST_HOP_S
+    delay_s: float = FIRST_HOP_S
+    spread_s: float = 0.0
     in_flight_rows: int = 0
     rows: int = 0
     failures: int = 0
     reason: str = ""
+    late: int = 0
+    overtaken: int = 0
+    probed: bool = False
+    asked_s: float = NEVER
     _queue_rows: int = 0
     _queue_at_s: float = NEVER
     _avoid_until_s: float = NEVER
     retry_at_s: float = NEVER
 
-    def candidate(self, now: float) -> Candidate:
-        """Load and speed at `now`. The queue it reported is assumed to have drained at its speed since."""
-        speed = self.speed_rows_per_s
-        queued = max(0.0, self._queue_rows - speed * (now - self._queue_at_s)) if self._queue_rows else 0.0
-        return Candidate(self.in_flight_rows + queued, speed)
+    def load_rows(self, now: float) -> float:
+        """Rows before the next ones at `now`. The queue it reported is assumed to have drained at its speed since."""
+        if not self._queue_rows:
+            return self.in_flight_rows
+        return self.in_flight_rows + max(
+            0.0, self._queue_rows - self.speed_rows_per_s * max(0.0, now - self._queue_at_s)
+        )
+
+    def usual_s(self, rows: int, now: float) -> float:
+        """How long this replica would usually take for `rows` more, sent at `now`."""
+        return self.delay_s + SPREADS * self.spread_s + (self.load_rows(now) + rows) / self.speed_rows_per_s
+
+    @property
+    def fitness(self) -> float:
+        """Measured speed in proportion to what it announced."""
+        return self.speed_rows_per_s / self.announced_rows_per_s
 
     def is_avoided(self, now: float) -> bool:
-        """Whether others are to be preferred at `now`."""
+        """Whether others are to be preferred at `now` after a failure."""
         return now < self._avoid_until_s
 
     def answered(
@@ -61,6 +94,15 @@ class Peer:
         exact: the answer was taken when it came; otherwise it may have lain there, and the round trip was no longer.
         """
         self.rows += rows
+        self._learn(rows, round_trip_s, compute_s, queue_rows, now, exact, SPEED_GAIN)
+
+    def caught_up(self, rows: int, round_trip_s: float, compute_s: float, queue_rows: int, now: float) -> None:
+        """The answer to a batch that nobody waited for any more: it teaches, and counts for nothing else."""
+        self._learn(rows, round_trip_s, compute_s, queue_rows, now, True, LATE_GAIN)
+
+    def _learn(
+        self, rows: int, round_trip_s: float, compute_s: float, queue_rows: int, now: float, exact: bool, gain: float
+    ) -> None:
         self.failures = 0
         self.reason = ""
         self._avoid_until_s = self.retry_at_s = NEVER
@@ -70,9 +112,31 @@ class Peer:
             self.hop_s = hop_s
         elif exact:
             self.hop_s += HOP_CREEP * (hop_s - self.hop_s)
-        # Below a hop the fixed costs of a call are measured, not the speed of the device.
-        if compute_s > self.hop_s:
-            self.speed_rows_per_s += SPEED_GAIN * (rows / compute_s - self.speed_rows_per_s)
+        miss_s = hop_s - self.delay_s
+        if queue_rows:
+            # Where a queue is left there was one before, and it is in the load already.
+            miss_s = max(hop_s - queue_rows / self.speed_rows_per_s, 0.0) - self.delay_s
+        if exact or miss_s < 0:
+            self.spread_s += gain * (abs(miss_s) - self.spread_s)
+            if miss_s > 0:
+                self.delay_s += gain * miss_s
+            else:
+                # Half-way in orders of magnitude: one answer of 5 s is forgotten after three of 1 ms, not after eleven.
+                self.delay_s = math.sqrt(self.delay_s * max(self.delay_s + miss_s, LEAST_DELAY_S))
+        self._learn_speed(rows, compute_s, gain)
+
+    def _learn_speed(self, rows: int, compute_s: float, gain: float) -> None:
+        """Below a hop the fixed costs of a call are measured, not the speed of the device, which is no lower than that:
+        enough to know of a slow one that it is no longer slow.
+        """
+        least = rows / max(compute_s, self.hop_s, 1e-9)
+        if compute_s <= self.hop_s and (gain != LATE_GAIN or least <= self.speed_rows_per_s):
+            return
+        if gain == LATE_GAIN and least < self.speed_rows_per_s:
+            # Means of times, not of speeds: one answer ten times as slow leaves a fifth of the speed, not half.
+            self.speed_rows_per_s = 1.0 / ((1.0 - gain) / self.speed_rows_per_s + gain / least)
+        else:
+            self.speed_rows_per_s += gain * (least - self.speed_rows_per_s)
 
     def failed(self, reason: str, now: float) -> None:
         """It could not be reached, refused us or fell silent."""
@@ -97,28 +161,44 @@ class Peers:
             return False
         peers: dict[str, Peer] = {}
         ready: dict[str, list[Peer]] = {}
+        leaving: dict[str, list[Peer]] = {}
         for replica in view.replicas:
+            # A replica that reports no speed must not divide by zero; the first answers correct the guess.
+            announced = replica.speed_rows_per_s if replica.speed_rows_per_s > 0 else 1.0
             peer = self.by_id.get(replica.id)
             if peer is None:
-                # A replica that reports no speed must not divide by zero; the first answers correct the guess.
-                peer = Peer(replica, replica.speed_rows_per_s if replica.speed_rows_per_s > 0 else 1.0)
-            peer.replica = replica
+                peer = Peer(replica, announced)
+            peer.replica, peer.announced_rows_per_s = replica, announced
             peers[replica.id] = peer
             if replica.state is State.READY:
                 ready.setdefault(replica.group, []).append(peer)
+            elif replica.state is State.DRAINING:
+                leaving.setdefault(replica.group, []).append(peer)
         # Replaced as a whole: statistics are read from other threads.
         self.by_id = peers
-        self._ready = {group: tuple(members) for group, members in ready.items()}
+        # Those that leave go on serving as long as there is nobody else: in a rollout, the old experts.
+        self._ready = {group: tuple(members) for group, members in (leaving | ready).items()}
         self._view = view
         return True
 
+    def ready(self, group: str) -> Sequence[Peer]:
+        """All ready peers of `group`, however they fare."""
+        return self._ready.get(group, ())
+
+    def good(self, group: str, now: float) -> list[Peer]:
+        """The ready peers of `group` that have not failed lately and owe no answer that was overtaken."""
+        return [peer for peer in self._ready.get(group, ()) if not peer.late and now >= peer._avoid_until_s]
+
     def usable(self, group: str, now: float) -> Sequence[Peer]:
-        """The ready peers of `group` that have not failed lately; if none, those whose time for a retry has come."""
+        """The good peers of `group`; if none, those that are late; if none, those whose time for a retry has come."""
         ready = self._ready.get(group, ())
         if len(ready) == 1:
             return ready if now >= ready[0].retry_at_s else ()
-        good = [peer for peer in ready if not peer.is_avoided(now)]
-        return good or [peer for peer in ready if now >= peer.retry_at_s]
+        return (
+            self.good(group, now)
+            or [peer for peer in ready if not peer.is_avoided(now)]
+            or [peer for peer in ready if now >= peer.retry_at_s]
+        )
 
     def next_retry_s(self, group: str) -> float | None:
         """When the first ready peer of `group` may be asked again; None where there is none."""
@@ -130,3 +210,27 @@ class Peers:
         if not ready:
             return "no replica is ready"
         return "; ".join(f"{peer.replica.id}: {peer.reason or 'no answer yet'}" for peer in ready)
+
+
+def lag_limit_s(peers: Sequence[Peer]) -> float:
+    """The delay from which one of `peers`, all of a group, counts as slow."""
+    return LAG_FLOOR_S + LAG_TIMES * min(peer.delay_s for peer in peers)
+
+
+def candidates(peers: Sequence[Peer], now: float) -> list[Candidate]:
+    """Load and speed of `peers`, several of one group, at `now`. What a slow one lags behind counts as load."""
+    limit_s = lag_limit_s(peers)
+    found = []
+    for peer in peers:
+        load = peer.load_rows(now)
+        if peer.delay_s > limit_s:
+            load += (peer.delay_s - limit_s) * peer.speed_rows_per_s
+        found.append(Candidate(load, peer.speed_rows_per_s))
+    return found
+
+
+def slow_ones(peers: Sequence[Peer]) -> list[Peer]:
+    """Those of `peers`, all of a group, that are chosen less because they were found slow, not because they said so."""
+    limit_s = lag_limit_s(peers)
+    fit = SLOW_SHARE * max(peer.fitness for peer in peers)
+    return [peer for peer in peers if peer.delay_s > limit_s or peer.fitness < fit]

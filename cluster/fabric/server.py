@@ -123,6 +123,14 @@ class ExpertServer:
         """Whether the serving thread runs; for health checks."""
         return self._thread.is_alive()
 
+    def stuck_s(self) -> float:
+        """Seconds that the present computation has been running, 0 when there is none; may be called from any thread.
+
+        For health checks: the serving thread computes, so a computation that does not end answers nobody any more.
+        """
+        since = self._device.running_since  # read once: it may end meanwhile
+        return 0.0 if since is None else max(0.0, time.perf_counter() - since)
+
     def stats(self) -> ServerStats:
         """Counters now; may be called from any thread."""
         device = self._device

@@ -22,6 +22,7 @@ from cluster.errors import FabricError, FrameError, ReplicaLostError
 from cluster.fabric.frames import Buffer, Kind, Limits, encode
 from cluster.fabric.links import Link, StreamCall
 from cluster.fabric.open_link import open_link
+from cluster.fabric.openings import Openings
 from cluster.fabric.sockets import EDGE, READ, WRITE, Poller
 from cluster.fabric.transport import Batch, Call
 from cluster.membership import Replica
@@ -33,7 +34,8 @@ class StreamTransport:
     """See `transport.Transport` for what every method promises.
 
     key: the cluster key. digest: the model digest, 32 bytes. node_id: this node, as in `Address.node`.
-    connect_timeout_s: for connecting and handshake together; the one thing here that blocks besides `wait`.
+    connect_timeout_s: for connecting and handshake together; the one thing here that blocks besides `wait`, and only
+        for a replica that was not prepared.
     unsent_bytes: a replica that has left more than these in our hands is lost to us: it takes no more rows.
     """
 
@@ -56,6 +58,7 @@ class StreamTransport:
         self._limits = limits or Limits()
         self._unsent_bytes = unsent_bytes
         self._links: dict[str, Link] = {}
+        self._openings = Openings()
         self._poller: Poller[Link | Callable[[], None]] = Poller()
         self._sequence = 0
         self._arrivals = 0
@@ -70,6 +73,15 @@ class StreamTransport:
     def bytes_received(self) -> int:
         """Bytes taken from sockets and mailboxes so far."""
         return self._closed_received + sum(_received_bytes(link) for link in tuple(self._links.values()))
+
+    def prepare(self, replica: Replica, patience_s: float) -> bool:
+        """Connect in a thread of its own: a replica that hangs accepts a connection, and then says nothing."""
+        if replica.id in self._links:
+            return True
+        link = self._openings.take(replica, patience_s, self._open)
+        if link is not None:
+            self._keep(link)
+        return link is not None
 
     def send(self, replica: Replica, batch: Batch, deadline_s: float) -> StreamCall:
         """Pack `hidden[index]` and send it to `replica`; see `Transport.send`.
@@ -133,7 +145,7 @@ class StreamTransport:
         """Whether a batch that somebody waits for lies in a mailbox."""
         return any(link.mailed is not None and not link.mailed.forgotten for link in self._links.values())
 
-    def forget(self, call: Call) -> None:
+    def forget(self, call: Call, *, watched: bool = False) -> None:  # noqa: ARG002  nothing depends on it here
         """Drop the result when it comes; a reference is released then."""
         if isinstance(call, StreamCall) and not call.forgotten:
             call.forgotten = True
@@ -145,7 +157,8 @@ class StreamTransport:
     def retain(self, replica_ids: Collection[str]) -> None:
         """Close the connections to all other replicas."""
         for replica_id in set(self._links).difference(replica_ids):
-            self._lose(self._links[replica_id], "it has left the cluster")
+            self._lose(self._links[replica_id], "it has left the cluster, or is given up")
+        self._openings.retain(replica_ids)
 
     def close(self) -> None:
         """Close every connection."""
@@ -199,19 +212,31 @@ class StreamTransport:
     def _link(self, replica: Replica) -> Link:
         link = self._links.get(replica.id)
         if link is None:
-            link = open_link(
-                replica,
-                key=self._key,
-                digest=self._digest,
-                node_id=self._node_id,
-                timeout_s=self._connect_timeout_s,
-                limits=self._limits,
-            )
-            self._watch(link)
-            self._links[replica.id] = link
+            if replica.id in self._openings:
+                link = self._openings.take(replica, self._connect_timeout_s, self._open)
+                if link is None:
+                    raise ReplicaLostError(f"{replica.id} did not finish the handshake in time.")
+            else:
+                link = self._open(replica)
+            self._keep(link)
         if link.leaving:
             raise ReplicaLostError(f"{replica.id} is draining.")
         return link
+
+    def _open(self, replica: Replica) -> Link:
+        """Connect; may run in any thread."""
+        return open_link(
+            replica,
+            key=self._key,
+            digest=self._digest,
+            node_id=self._node_id,
+            timeout_s=self._connect_timeout_s,
+            limits=self._limits,
+        )
+
+    def _keep(self, link: Link) -> None:
+        self._watch(link)
+        self._links[link.replica_id] = link
 
     def _watch(self, link: Link) -> None:
         """Listen to a new link, or close it."""

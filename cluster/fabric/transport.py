@@ -4,8 +4,8 @@ This file is the interface alone. It does not know how bytes travel (`stream`, `
 replica is chosen or what happens when one is lost (`dispatch`).
 Dimension letters: T tokens, H hidden, R rows, E experts of the group in that layer.
 
-Threads: a transport belongs to one thread (the engine's): `send`, `wait`, `forget`, `retain` and `close` are called
-there. Only the byte counters may be read from elsewhere.
+Threads: a transport belongs to one thread (the engine's): `prepare`, `send`, `wait`, `forget`, `retain` and `close` are
+called there. Only the byte counters may be read from elsewhere.
 
 Errors of a call (`Call.error`), never raised by `wait`:
     ReplicaLostError   broken connection, or the batch reached the replica after its deadline: send it elsewhere.
@@ -106,6 +106,11 @@ class Transport(Protocol):
     def bytes_received(self) -> int:
         """Bytes of results and framing taken from replicas so far."""
 
+    def prepare(self, replica: Replica, patience_s: float) -> bool:
+        """Begin to connect to `replica`; whether it is connected `patience_s` after that has begun, so that `send`
+        would not block. Raises what `send` raises, once, where connecting has failed.
+        """
+
     def send(self, replica: Replica, batch: Batch, deadline_s: float) -> Call:
         """Start one call; returns without waiting for the result. `deadline_s` is the time left, in seconds.
 
@@ -117,8 +122,12 @@ class Transport(Protocol):
     def wait(self, calls: Collection[Call], timeout_s: float) -> list[Call]:
         """The calls among `calls` that are done, in order of arrival; blocks until there is one, `[]` on timeout."""
 
-    def forget(self, call: Call) -> None:
-        """Nobody wants this result any more; it is dropped when it arrives. Idempotent."""
+    def forget(self, call: Call, *, watched: bool = False) -> None:
+        """Nobody wants this result any more; it is dropped when it arrives. Idempotent.
+
+        watched: somebody still looks at `done` during later waits, then at `error`, `compute_s` and `queue_rows`, and
+        calls `forget` again. Until then what the replica needs for an answer is kept.
+        """
 
     def retain(self, replica_ids: Collection[str]) -> None:
         """Close the connections to all replicas but these; their open calls end with ReplicaLostError."""

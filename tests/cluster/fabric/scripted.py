@@ -95,17 +95,24 @@ def compute(batch: Batch) -> Tensor:
 
 @dataclass
 class Behaviour:
-    """How one replica acts. Seconds until it answers; None for silence. `errors` come first, one per batch."""
+    """How one replica acts. Seconds until it answers; None for silence. `errors` come first, one per batch.
+
+    connects_at_s: when it is connected, if somebody has begun to.
+    """
 
     answer_s: float | None = ROUND_TRIP_S
     refuses: FabricError | None = None
     errors: list[FabricError] = field(default_factory=list)
     compute_s: float = 0.0
     queue_rows: int = 0
+    connects_at_s: float = 0.0
 
 
 class FakeTransport:
-    """A scripted transport: every replica answers by its `Behaviour`."""
+    """A scripted transport: every replica answers by its `Behaviour`.
+
+    watched: forgotten calls whose answers are still noticed.
+    """
 
     name = "fake"
 
@@ -115,8 +122,15 @@ class FakeTransport:
         self.replicas: dict[str, Behaviour] = {}
         self.sent: list[tuple[str, Batch]] = []
         self.open: list[FakeCall] = []
+        self.watched: list[FakeCall] = []
         self.forgotten: list[FakeCall] = []
         self.retained: list[set[str]] = []
+
+    def prepare(self, replica: Replica, patience_s: float) -> bool:
+        at_s = self.replicas.setdefault(replica.id, Behaviour()).connects_at_s
+        if self.clock.now < at_s:
+            self.clock.pass_until(min(at_s, self.clock.now + patience_s))
+        return self.clock.now >= at_s
 
     def send(self, replica: Replica, batch: Batch, deadline_s: float) -> Call:
         assert deadline_s > 0
@@ -147,16 +161,21 @@ class FakeTransport:
         self.clock.pass_until(min(first_s, self.clock.now + timeout_s))
         done = [call for call in wanted if call.answer_at_s <= self.clock.now]
         for call in done:
+            self.open.remove(call)
+        for call in [*done, *(each for each in self.watched if each.answer_at_s <= self.clock.now)]:
             call.done = True
             call.error = call.outcome if isinstance(call.outcome, FabricError) else None
-            self.open.remove(call)
         return sorted(done, key=lambda call: call.answer_at_s)
 
-    def forget(self, call: Call) -> None:
+    def forget(self, call: Call, *, watched: bool = False) -> None:
         assert isinstance(call, FakeCall)
         self.forgotten.append(call)
         if call in self.open:
             self.open.remove(call)
+        if call in self.watched:
+            self.watched.remove(call)
+        if watched:
+            self.watched.append(call)
 
     def retain(self, replica_ids: Collection[str]) -> None:
         self.retained.append(set(replica_ids))
@@ -167,7 +186,7 @@ class FakeTransport:
 class Router:
     """A dispatcher of 2 groups of 4 experts with its scripted surroundings."""
 
-    def __init__(self, *replicas: Replica) -> None:
+    def __init__(self, *replicas: Replica, hedge_after: float | None = None) -> None:
         self.clock = Clock()
         self.transport = FakeTransport(self.clock)
         self.lost: list[str] = []
@@ -177,6 +196,7 @@ class Router:
             self.transport,
             wait_s=30,
             timeout_s=10,
+            hedge_after=hedge_after,
             on_lost=self.lost.append,
             clock=self.clock,
             news=News(self.clock),

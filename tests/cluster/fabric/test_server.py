@@ -227,6 +227,27 @@ def test_rows_that_waited_past_their_deadline_are_not_computed() -> None:
         assert server.stats().batches == 1
 
 
+def test_a_computation_that_does_not_end_shows_while_it_lasts() -> None:
+    gate = Gate()
+    with serving(gate) as (server, replica), transport() as stream:
+        assert server.stuck_s() == 0.0
+        call = stream.send(replica, batch(), WAIT_S)
+        assert gate.entered.wait(WAIT_S)
+        until(lambda: server.stuck_s() > 0.01)
+        gate.open.set()
+        finished(stream, [call])
+        assert server.stuck_s() == 0.0
+
+
+def test_experts_that_raise_are_not_stuck_afterwards() -> None:
+    def compute(*_: object) -> Tensor:
+        raise RuntimeError("out of luck")
+
+    with serving(compute) as (server, replica), transport() as stream:
+        finished(stream, [stream.send(replica, batch(), WAIT_S)])
+        assert server.stuck_s() == 0.0
+
+
 def test_ping_is_answered() -> None:
     with serving() as (server, _), wired(server) as wire:
         wire.join().send(encode(Kind.PING, 42, digest8=DIGEST8))
