@@ -24,7 +24,8 @@ class ServeRest:
 
     def __init__(self, served_by: psutil.Process) -> None:
         self._served_by = served_by
-        self._url = f"{_dashboard_url(served_by)}/api/serve/applications/"
+        self.dashboard_url = _dashboard_url(served_by)
+        self._url = f"{self.dashboard_url}/api/serve/applications/"
         token = _ray_token()
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
 

@@ -27,7 +27,7 @@ def test_every_side_runs_and_the_last_line_is_json(record_property: pytest.Recor
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout.splitlines()[-1])
     assert result["smoke"] is True
-    assert {figure["side"] for figure in result["figures"]} >= {"fabric", "growth", "routers", "serving"}
+    assert {figure["side"] for figure in result["figures"]} >= {"fabric", "growth", "routers", "invariance", "serving"}
     assert all(figure["value"] >= 0 for figure in result["figures"])
     assert all(f"{side} ..." in run.stderr for side in SIDES)
     assert all(figure["met"] is None for figure in result["figures"])
