@@ -25,7 +25,7 @@ class EngineStats:
     """A snapshot. running and waiting count sequences; the totals count from the start of the engine.
 
     prefill_tokens: computed tokens of prompts (recomputed ones too); cached_tokens: prompt tokens reused instead.
-    step_s: seconds spent in steps; last_step_s: in the last one.
+    step_s: seconds spent in steps; last_step_s: in the last one. refused: requests turned away by the bounds.
     """
 
     running: int
@@ -39,6 +39,7 @@ class EngineStats:
     preemptions: int
     last_step_s: float
     step_s: float
+    refused: int = 0
 
 
 class LoadMeter:
