@@ -22,18 +22,22 @@ from cluster.fabric import WIRE_VERSION
 from cluster.load_plan import LoadPlan, model_digest
 from cluster.placement import Placement, balanced, contiguous, explicit, hot_aligned, read_groups, read_load
 
+_TOKENIZER_FILES = ("*tokenizer*", "*.jinja", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.tiktoken")
+
 
 @dataclass(frozen=True)
 class Blueprint:
     """One model, cut and named. Crosses to the replicas as plain text and numbers.
 
     model_path: absolute folder of the checkpoint. digest: 32 bytes; both ends of every connection must have the same.
+    vocabulary: hex; the same where clients ask for the same name and its tokens mean the same words.
     """
 
     model_path: str
     plan_json: str
     placement: Placement
     digest: bytes
+    vocabulary: str = ""
 
     @cached_property
     def plan(self) -> LoadPlan:
@@ -52,7 +56,7 @@ def make_blueprint(config: AppConfig) -> Blueprint:
     plan = LoadPlan.from_json(plan_json)
     placement = place(plan.experts_per_layer, config.experts.groups, config.experts.placement)
     digest = model_digest(plan, placement, dtype=plan.dtype, wire_version=WIRE_VERSION)
-    return Blueprint(str(folder), plan_json, placement, digest)
+    return Blueprint(str(folder), plan_json, placement, digest, _vocabulary(folder, config.model.served_name))
 
 
 def place(experts_per_layer: dict[int, int], groups: int, spec: PlacementSpec) -> Placement:
@@ -69,6 +73,14 @@ def place(experts_per_layer: dict[int, int], groups: int, spec: PlacementSpec) -
             f"experts.groups: {groups} groups, but {spec.file} lists {len(listed)}; the two numbers must be equal."
         )
     return explicit(experts_per_layer, listed)
+
+
+def _vocabulary(folder: Path, served_name: str) -> str:
+    """Names what turns a client's words into tokens: the tokenizer's files, and the name the client asks for."""
+    digest = hashlib.sha256(served_name.encode())
+    for file in sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}):
+        digest.update(b"\0" + file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def _cached_plan(folder: Path, dtype: str) -> str:

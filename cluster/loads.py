@@ -21,6 +21,9 @@ from cluster.placement import Experts
 ExpertRows = Mapping[int, npt.NDArray[np.int64]]
 """Layer -> int64 [E], rows of each expert by expert id."""
 
+KEPT_STOPPED = 1000
+"""Ids of routers that said their last word are remembered for so many: a report overtaken by it is seconds old."""
+
 DOMAIN = "recorded"
 """The one domain of the load file: requests do not say what they are about."""
 
@@ -48,7 +51,7 @@ class RecordedLoads:
             experts.update({layer: len(ids) for layer, ids in group.items()})
         self._layers = dict(sorted(experts.items()))
         self._gone = {layer: np.zeros(experts, dtype=np.int64) for layer, experts in self._layers.items()}
-        self._stopped: set[str] = set()
+        self._stopped: dict[str, None] = {}
         self._by_router: dict[str, ExpertRows] = {}
 
     def take(self, report: LoadReport) -> bool:
@@ -60,7 +63,9 @@ class RecordedLoads:
         known = self._by_router.pop(report.router, self._zeros())
         rows = {layer: np.maximum(known[layer], report.rows[layer]) for layer in self._layers}
         if report.last:
-            self._stopped.add(report.router)
+            self._stopped[report.router] = None
+            if len(self._stopped) > KEPT_STOPPED:
+                del self._stopped[next(iter(self._stopped))]
             self._gone = {layer: self._gone[layer] + rows[layer] for layer in self._layers}
         else:
             self._by_router[report.router] = rows

@@ -23,6 +23,9 @@ class State(StrEnum):
 
 _ORDER = {State.JOINING: 0, State.READY: 1, State.DRAINING: 2}
 
+KEPT_GONE = 1000
+"""Ids of replicas that have left are remembered for so many: a report overtaken by a farewell is seconds old."""
+
 SUSPICIONS = 2
 """Complaints that, without a heartbeat in between, shorten the time a silent replica is given."""
 
@@ -73,6 +76,10 @@ class View:
         """The replicas of `group` that take new rows."""
         return tuple(r for r in self.replicas if r.group == group and r.state is State.READY)
 
+    def of(self, digest: str) -> View:
+        """The same view without replicas of other models, whom nobody of this one may send rows to."""
+        return View(self.epoch, tuple(r for r in self.replicas if r.digest == digest))
+
     def missing(self, groups: Collection[str]) -> tuple[str, ...]:
         """The groups nobody is ready for."""
         present = {r.group for r in self.replicas if r.state is State.READY}
@@ -95,7 +102,7 @@ class Membership:
     _replicas: dict[str, Replica] = field(default_factory=dict)
     _heard_s: dict[str, float] = field(default_factory=dict)
     _complaints: dict[str, int] = field(default_factory=dict)
-    _gone: set[str] = field(default_factory=set)
+    _gone: dict[str, None] = field(default_factory=dict)
     _n: int = 0
 
     def report(self, replica: Replica, now: float) -> bool:
@@ -123,7 +130,9 @@ class Membership:
 
     def leave(self, replica_id: str) -> None:
         """The replica is gone by its own word, for good, even where it was never heard of. Idempotent."""
-        self._gone.add(replica_id)
+        self._gone[replica_id] = None
+        if len(self._gone) > KEPT_GONE:
+            del self._gone[next(iter(self._gone))]
         self._remove(replica_id)
 
     def expire(self, now: float) -> list[str]:

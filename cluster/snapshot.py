@@ -11,11 +11,16 @@ from typing import Any
 
 from cluster.config import HOME_POOL, ExpertsSpec, deployment_name
 from cluster.decisions import PolicyReport
-from cluster.membership import Replica, View
+from cluster.membership import Replica, State, View
 from cluster.placement import Experts, Placement
-from cluster.stats import ReplicaStats, RouterStats
+from cluster.stats import REASON_CHARS, ReplicaStats, RouterStats, StartFailure
 
 TRANSPORTS = ("stream", "object_store")
+ROUTER = "router"
+"""What stands for all routers where groups go by their names."""
+
+Failures = Mapping[str, Sequence[StartFailure]]
+"""Group, or `ROUTER` -> the last starts that failed since the last that succeeded, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,26 @@ def cluster_facts(model: str, digest: str, placement: Placement, spec: ExpertsSp
 def health(facts: ClusterFacts, view: View, routers: Collection[RouterStats]) -> tuple[bool, list[str]]:
     """Whether requests can be answered, and by name what is missing: a router, or a group with no ready replica.
 
-    Replicas of another model digest (an old version during a rollout) do not count.
+    Replicas and routers of another model digest do not count, unless they are all that a request needs: while a new
+    version starts, the old one still answers, with replicas that have been told to stop but wait for their routers.
     """
-    ours = View(view.epoch, tuple(replica for replica in view.replicas if replica.digest == facts.digest))
-    missing = [*([] if routers else ["router"]), *ours.missing(facts.required)]
+    ours = [router for router in routers if router.digest in ("", facts.digest)]
+    missing = [*([] if ours else [ROUTER]), *view.of(facts.digest).missing(facts.required)]
+    old = [router for router in routers if router.digest not in ("", facts.digest)]
+    if missing and any(_answers(router, view) for router in old):
+        return True, []
     return not missing, missing
+
+
+def _answers(router: RouterStats, view: View) -> bool:
+    """Whether somebody serves every group of a router of an old version."""
+    serving = {r.group for r in view.of(router.digest).replicas if r.state is not State.JOINING}
+    return serving >= set(router.groups)
+
+
+def reasons(failures: Failures) -> dict[str, str]:
+    """What could not start -> why, of the last attempt."""
+    return {part: failed[-1].reason[:REASON_CHARS] for part, failed in sorted(failures.items()) if failed}
 
 
 def cluster_snapshot(
@@ -74,6 +94,7 @@ def cluster_snapshot(
     transport_bytes: Mapping[str, int],
     targets: Mapping[str, int],
     policy: PolicyReport | None = None,
+    failures: Failures | None = None,
 ) -> dict[str, Any]:
     """The body of `/v1/cluster`, ready for JSON.
 
@@ -81,6 +102,7 @@ def cluster_snapshot(
     targets: deployment -> replicas Serve is working towards; the configured number stands in for what it lacks.
     policy: what the autoscaler last said; None where there is none.
     """
+    failed = {part: [each.as_json() for each in listed] for part, listed in (failures or {}).items()}
     shares = critical_shares(routers)
     return {
         "model": facts.model,
@@ -97,6 +119,7 @@ def cluster_snapshot(
                     for replica in view.replicas
                     if replica.group == group
                 ],
+                "failures": failed.get(group, []),
             }
             for group, experts in facts.experts.items()
         ],
@@ -106,9 +129,11 @@ def cluster_snapshot(
                 "running": router.running,
                 "waiting": router.waiting,
                 "kv_used_tokens": router.kv_used_tokens,
+                **_other_model(facts, router.digest),
             }
             for router in sorted(routers, key=lambda router: router.id)
         ],
+        "router_failures": failed.get(ROUTER, []),
         "decisions": [decision.as_json() for decision in policy.decisions] if policy else [],
         "policy": policy.as_json() if policy else None,
     }
@@ -139,4 +164,9 @@ def _replica(
     rows_per_s = facts.emulated_rows_per_s.get(replica.pool)
     if rows_per_s is not None:
         shown |= {"emulated": True, "emulated_rows_per_s": rows_per_s}
-    return shown
+    return shown | _other_model(facts, replica.digest)
+
+
+def _other_model(facts: ClusterFacts, digest: str) -> dict[str, str]:
+    """What marks a part of another version, which goes as soon as nothing needs it any more; for ours nothing."""
+    return {} if digest in ("", facts.digest) else {"other_digest": digest}

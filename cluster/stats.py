@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class RouterStats:
     group_rows: group -> rows sent to it since its start.
     critical_share: group -> share of the last interval's step time (0 to 1) that this router waited for that group
         alone, after all others had answered. Empty where no step ran: an idle router knows nothing, not zero.
+    digest: of its model, in hex; "" where it has not been said. groups: those it needs, all of them.
     """
 
     id: str
@@ -40,3 +42,25 @@ class RouterStats:
     transport_bytes: Mapping[str, int] = field(default_factory=dict)
     group_rows: Mapping[str, int] = field(default_factory=dict)
     critical_share: Mapping[str, float] = field(default_factory=dict)
+    digest: str = ""
+    groups: tuple[str, ...] = ()
+
+
+REASON_CHARS = 400
+
+
+@dataclass(frozen=True)
+class StartFailure:
+    """A replica that could not start. time: Unix seconds. part: its group, or "router".
+
+    deployment: Serve's name of it. reason: one sentence; what is longer than `REASON_CHARS` is cut.
+    """
+
+    time: float
+    part: str
+    deployment: str
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """As `/v1/cluster` shows it."""
+        return {"time": round(self.time, 3), "deployment": self.deployment, "reason": self.reason[:REASON_CHARS]}

@@ -21,7 +21,7 @@ from cluster.membership import Epoch, Replica, View
 from cluster.placement import Placement
 from cluster.serve_logging import log_through_serve
 from cluster.snapshot import cluster_facts
-from cluster.stats import ReplicaStats, RouterStats
+from cluster.stats import ReplicaStats, RouterStats, StartFailure
 from deployments.directory_core import DirectoryCore
 
 EXPIRY_PERIOD_S = 0.5
@@ -58,6 +58,15 @@ class Directory:
         """The replica stops and its id is never used again."""
         await self._core.leave(replica_id)
 
+    async def needed(self, replica: Replica) -> bool:
+        """Whether a replica that was told to stop must wait for the routers of its model."""
+        self._ensure_expiry()
+        return self._core.needed(replica)
+
+    async def report_failure(self, failure: StartFailure) -> None:
+        """A replica could not start."""
+        await self._core.report_failure(failure)
+
     async def lost(self, replica_id: str, by: str) -> None:
         """Router `by` cannot reach the replica."""
         await self._core.lost(replica_id, by)
@@ -88,9 +97,9 @@ class Directory:
         """The body of `/v1/cluster`."""
         return self._core.snapshot(targets or {})
 
-    async def health(self) -> tuple[bool, list[str]]:
-        """(ready, what is missing)."""
-        return self._core.health()
+    async def health(self) -> tuple[bool, list[str], dict[str, str]]:
+        """(ready, what is missing, why what could not start could not)."""
+        return *self._core.health(), self._core.reasons()
 
     def _ensure_expiry(self) -> None:
         # Started by the first call, because only then is there a loop that it may belong to.

@@ -35,12 +35,14 @@ async def watch(
     on_view: Callable[[View], None],
     groups: Sequence[str],
     *,
+    digest: str,
     poll_s: float = POLL_S,
     patience_s: float = PATIENCE_S,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Long-poll the Directory for ever and call `on_view` with each view that differs from the one in use.
 
+    digest: of this router's model, in hex: replicas of another one are none for it, not even to be counted.
     While the Directory is down or restarting the last view stays in use. Ends by cancellation only.
     """
     keeper = ViewKeeper(groups, patience_s=patience_s)
@@ -51,7 +53,8 @@ async def watch(
         left_s = keeper.patience_left_s(clock())
         wait_s = poll_s if left_s is None else min(poll_s, left_s)
         try:
-            view: View = await call(handle.view.remote(heard, wait_s), wait_s + CALL_TIMEOUT_S)
+            everybody: View = await call(handle.view.remote(heard, wait_s), wait_s + CALL_TIMEOUT_S)
+            view = everybody.of(digest)
             chosen = keeper.accept(view, clock())
             if chosen != used:
                 on_view(chosen)
@@ -130,8 +133,9 @@ class Registration:
 class RouterLink:
     """A router's side: its view of the cluster, its heartbeat, its loads, its complaints. Belongs to one asyncio loop.
 
-    on_view: called in that loop with each new view to use. stats: called once a period and by nobody else, so that it
-    may measure intervals; must be quick. loads: called every `loads_period_s` and at the end; so must it be.
+    digest: of its model, in hex. on_view: called in that loop with each new view to use. stats: called once a period
+    and by nobody else, so that it may measure intervals; must be quick. loads: called every `loads_period_s` and at the
+    end; so must it be.
     """
 
     def __init__(
@@ -139,6 +143,7 @@ class RouterLink:
         handle: Any,
         groups: Sequence[str],
         *,
+        digest: str,
         on_view: Callable[[View], None],
         stats: Callable[[], RouterStats],
         loads: Callable[[], LoadReport],
@@ -147,6 +152,7 @@ class RouterLink:
     ) -> None:
         self._handle = handle
         self._groups = tuple(groups)
+        self._digest = digest
         self._on_view = on_view
         self._stats = stats
         self._loads = loads
@@ -162,7 +168,7 @@ class RouterLink:
         """Begin to watch and to report. Idempotent."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-            watching = watch(self._handle, self._on_view, self._groups)
+            watching = watch(self._handle, self._on_view, self._groups, digest=self._digest)
             work = (watching, self._report_forever(), self._report_loads_forever())
             self._tasks = [background(each) for each in work]
 
@@ -201,7 +207,7 @@ class RouterLink:
         outage = Outage("this router cannot report to the directory")
         while True:
             try:
-                stats = self._stats()
+                stats = replace(self._stats(), digest=self._digest, groups=self._groups)
                 self._name = stats.id
                 await call(self._handle.report_router.remote(stats))
                 outage.over()
@@ -231,14 +237,14 @@ class ClusterReader:
         self._handle = handle
         self._targets = targets
 
-    async def health(self) -> tuple[bool, list[str]]:
-        """(ready, what is missing). Never raises: a Directory that does not answer is what is missing."""
+    async def health(self) -> tuple[bool, list[str], dict[str, str]]:
+        """(ready, what is missing, reasons). Never raises: a Directory that does not answer is what is missing."""
         try:
-            ready, missing = await call(self._handle.health.remote())
+            ready, missing, reasons = await call(self._handle.health.remote())
         except Exception as error:
             logger.warning("the directory does not answer: %r", error)
-            return False, ["directory"]
-        return ready, missing
+            return False, ["directory"], {}
+        return ready, missing, reasons
 
     async def snapshot(self) -> dict[str, Any]:
         """The body of `/v1/cluster`.

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.decisions import PolicyReport
 from cluster.loads import LoadReport, RecordedLoads
-from cluster.membership import Epoch, Membership, Replica, View
-from cluster.snapshot import ClusterFacts, cluster_snapshot, health
-from cluster.stats import ReplicaStats, RouterStats
+from cluster.membership import Epoch, Membership, Replica, State, View
+from cluster.snapshot import ROUTER, ClusterFacts, cluster_snapshot, health, reasons
+from cluster.stats import ReplicaStats, RouterStats, StartFailure
 
 logger = logging.getLogger(__name__)
 
 ROUTER_TIMEOUT_S = 5.0
 """A router unheard of for longer is not counted any more."""
+KEPT_FAILURES = 5
+"""How many failed starts are remembered of a group, and of the routers."""
 
 
 class DirectoryCore:
@@ -41,6 +43,9 @@ class DirectoryCore:
         # Kept for routers that are gone, too: the sum over all of them must never fall.
         self._router_bytes: dict[str, Mapping[str, int]] = {}
         self._loads = RecordedLoads(facts.experts.values())
+        self._started_s = clock()
+        self._ready: set[str] = set()
+        self._failures: dict[str, deque[StartFailure]] = {}
 
     async def report(self, replica: Replica, stats: ReplicaStats) -> bool:
         """Registration and heartbeat. False tells the replica to stop: its id has left, or is somebody else's."""
@@ -48,6 +53,9 @@ class DirectoryCore:
         taken = self._membership.report(replica, self._clock())
         if taken:
             self._replica_stats[replica.id] = stats
+            if replica.state is State.READY and replica.id not in self._ready:
+                self._ready.add(replica.id)
+                self._failures.pop(replica.group, None)
         else:
             logger.warning("replica %s of %s is refused: its id has left or is taken", replica.id, replica.group)
         await self._announce(before)
@@ -57,7 +65,7 @@ class DirectoryCore:
         """The replica stops, by its own word. Idempotent."""
         before = self._membership.epoch
         self._membership.leave(replica_id)
-        self._replica_stats.pop(replica_id, None)
+        self._forget(replica_id)
         await self._announce(before)
 
     async def lost(self, replica_id: str, by: str) -> None:
@@ -71,7 +79,7 @@ class DirectoryCore:
         before, now = self._membership.epoch, self._clock()
         for replica_id in self._membership.expire(now):
             logger.warning("replica %s has been silent too long and is taken out", replica_id)
-            self._replica_stats.pop(replica_id, None)
+            self._forget(replica_id)
         for router_id in [rid for rid, (heard, _) in self._routers.items() if now - heard > ROUTER_TIMEOUT_S]:
             logger.warning("router %s has been silent too long", router_id)
             del self._routers[router_id]
@@ -89,6 +97,8 @@ class DirectoryCore:
 
     async def report_router(self, stats: RouterStats) -> None:
         """The heartbeat of a router."""
+        if stats.id not in self._routers:
+            self._failures.pop(ROUTER, None)
         self._routers[stats.id] = (self._clock(), stats)
         self._router_bytes[stats.id] = stats.transport_bytes
 
@@ -98,8 +108,27 @@ class DirectoryCore:
 
     async def report_loads(self, report: LoadReport) -> None:
         """Rows of each expert so far, from a router, every few seconds and when it stops."""
+        if report.last:
+            self._routers.pop(report.router, None)
         if not self._loads.take(report):
             logger.warning("the loads of router %s are of another model and are not counted", report.router)
+
+    async def report_failure(self, failure: StartFailure) -> None:
+        """A replica could not start. Remembered until one of the same part can."""
+        logger.warning("a replica of %s cannot start: %s", failure.deployment, failure.reason)
+        self._failures.setdefault(failure.part, deque(maxlen=KEPT_FAILURES)).append(failure)
+
+    def needed(self, replica: Replica) -> bool:
+        """Whether a replica that was told to stop is all that routers of its model have of its group.
+
+        Old routers finish their streams with old experts, however long the new ones have been there. A Directory that
+        has just started has not heard of every router yet, and spares nobody until it has.
+        """
+        others = self._membership.view().of(replica.digest).ready(replica.group)
+        if any(other.id != replica.id for other in others):
+            return False
+        settled = self._clock() - self._started_s > ROUTER_TIMEOUT_S
+        return not settled or any(router.digest == replica.digest for router in self._live_routers())
 
     def loads(self) -> dict[str, Any]:
         """The body of `/v1/cluster/loads`."""
@@ -118,11 +147,20 @@ class DirectoryCore:
             transport_bytes,
             targets,
             self._policy,
+            self._failures,
         )
 
     def health(self) -> tuple[bool, list[str]]:
         """Whether requests can be answered, and what is missing."""
         return health(self._facts, self._membership.view(), self._live_routers())
+
+    def reasons(self) -> dict[str, str]:
+        """What could not start, and why."""
+        return reasons(self._failures)
+
+    def _forget(self, replica_id: str) -> None:
+        self._replica_stats.pop(replica_id, None)
+        self._ready.discard(replica_id)
 
     def _live_routers(self) -> list[RouterStats]:
         return [stats for _, stats in self._routers.values()]

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.blueprint import Blueprint
-from cluster.config import HOME_POOL, AppConfig, EmulateSpec, resolve
-from cluster.keys import read_key_file
+from cluster.config import HOME_POOL, AppConfig, EmulateSpec
+from cluster.keys import cluster_key
 from cluster.membership import State
 from cluster.serve_logging import log_through_serve
 from cluster.stats import ReplicaStats
 from deployments.directory_client import Registration
+from deployments.experts.farewell import until_spared
 from deployments.node import device_of, listen_host, node_id
+from deployments.start_trouble import telling
 
 logger = logging.getLogger(__name__)
+
+LEAST_STUCK_S, STUCK_TIMES = 30.0, 3.0
+"""A batch that takes longer, and so many times the routers' patience, hangs: nobody waits for it any more."""
 
 
 @serve.deployment(name="experts")
@@ -44,24 +50,27 @@ class ExpertGroup:
         from cluster.fabric.store_codec import StoreCodec
         from deployments.experts.replica import ExpertReplica
 
+        self._directory = directory
         self._timeout_s = args.experts.timeout_s
+        self._longest_s = args.ingress.request_timeout_s
         resources = args.experts.resources if pool == HOME_POOL else args.experts.pools[pool].resources
         context = serve.get_replica_context()
-        self._replica = await asyncio.to_thread(
-            ExpertReplica,
-            blueprint,
-            args.experts,
-            index,
-            replica_id=f"{context.deployment}#{context.replica_id.unique_id}",
-            key=read_key_file(resolve(args.security.cluster_key_file)),
-            node=node_id(),
-            pool=pool,
-            emulate_rows_per_s=emulate.rows_per_s if emulate else None,
-            device=device_of(resources),
-            host=listen_host(args.experts.host),
-            batch_invariant=args.router.batch_invariant,
-            references=StoreCodec(RayReferences()) if args.experts.transport in ("object_store", "auto") else None,
-        )
+        async with telling(directory, part=args.experts.group_names[index], deployment=context.deployment):
+            self._replica = await asyncio.to_thread(
+                ExpertReplica,
+                blueprint,
+                args.experts,
+                index,
+                replica_id=f"{context.deployment}#{context.replica_id.unique_id}",
+                key=cluster_key(args.security, os.environ),
+                node=node_id(),
+                pool=pool,
+                emulate_rows_per_s=emulate.rows_per_s if emulate else None,
+                device=device_of(resources),
+                host=listen_host(args.experts.host),
+                batch_invariant=args.router.batch_invariant,
+                references=StoreCodec(RayReferences()) if args.experts.transport in ("object_store", "auto") else None,
+            )
         self._meter = _Meter()
         self._started_at, self._reports = time.monotonic(), 0
         self._refused = False
@@ -79,9 +88,12 @@ class ExpertGroup:
             logger.warning("emulated device: answers no faster than %g rows per second", emulate.rows_per_s)
 
     def check_health(self) -> None:
-        """Serve's health check: the server thread runs, and the Directory has not refused this replica."""
+        """Serve's health check: the server's thread runs and gets ahead, and the Directory has not refused it."""
         if not self._replica.server.alive:
             raise RuntimeError("the fabric server of this replica has stopped")
+        stuck_s = self._replica.server.stuck_s()
+        if stuck_s > max(LEAST_STUCK_S, STUCK_TIMES * self._timeout_s):
+            raise RuntimeError(f"the fabric server of this replica has computed one batch for {stuck_s:.0f} s")
         if self._refused:
             raise RuntimeError("the directory has refused this replica")
 
@@ -99,10 +111,15 @@ class ExpertGroup:
         }
 
     async def __del__(self) -> None:
-        """Serve's call on shutdown, possibly more than once: deregister, say GOAWAY, finish and flush, then stop."""
+        """Serve's call on shutdown, possibly more than once.
+
+        Say so, wait for routers that have nobody else, say GOAWAY, finish and flush, deregister, stop.
+        """
         if not hasattr(self, "_registration"):
             return  # the constructor failed; there is nothing to take down
-        await self._registration.update(self._replica.record(State.DRAINING))
+        record, server = self._replica.record(State.DRAINING), self._replica.server
+        await self._registration.update(record)
+        await until_spared(self._directory, record, lambda: server.stats().connections, self._longest_s)
         await asyncio.to_thread(self._replica.drain, self._timeout_s)
         await self._registration.leave()
         await asyncio.to_thread(self._replica.close)

@@ -148,22 +148,40 @@ class _Reader:
     def assemble(self, recipe: Recipe, expert: int) -> torch.Tensor:
         """One expert's parameter, [recipe.shape], in the dtype it is stored in."""
         pieces = list(self._pieces(recipe, expert))
-        for operation in recipe.operations:
-            if operation.name == "transpose":
-                pieces = [piece.transpose(*operation.dims) for piece in pieces]
-            else:
-                pieces = [torch.cat(pieces, dim=operation.dims[0])]
+        found = [tuple(piece.shape) for piece in pieces]
+        try:
+            for operation in recipe.operations:
+                if operation.name == "transpose":
+                    pieces = [piece.transpose(*operation.dims) for piece in pieces]
+                else:
+                    pieces = [torch.cat(pieces, dim=operation.dims[0])]
+        except (RuntimeError, IndexError) as error:
+            if "memory" in str(error):
+                raise
+            raise self._misshapen(recipe, expert, found) from None
+        # A tensor that is too small would be spread over its place without a word.
+        if tuple(pieces[0].shape) != tuple(recipe.shape):
+            raise self._misshapen(recipe, expert, found)
         return pieces[0]
+
+    def _misshapen(self, recipe: Recipe, expert: int, found: list[tuple[int, ...]]) -> CheckpointError:
+        key, number = recipe.sources[0].locate(expert)
+        shapes = " and ".join("x".join(map(str, shape)) for shape in found)
+        return CheckpointError(
+            f"the tensor {key} in {self._root / self._plan.files[number].name} gives expert {expert} {shapes} numbers; "
+            f"the load plan makes {'x'.join(map(str, recipe.shape))} of them."
+        )
 
     def _pieces(self, recipe: Recipe, expert: int) -> Iterator[torch.Tensor]:
         for source in recipe.sources:
             key, number = source.locate(expert)
             try:
                 lazy = self._file(number).get_slice(key)
-                yield lazy[expert] if source.fused else lazy[:]
-            except (SafetensorError, OSError) as error:
+                piece: torch.Tensor = lazy[expert] if source.fused else lazy[:]
+            except (SafetensorError, OSError, IndexError, ValueError) as error:
                 name = self._plan.files[number].name
                 raise CheckpointError(f"the tensor {key} cannot be read from {self._root / name}: {error}.") from None
+            yield piece
 
     def _file(self, number: int) -> Any:
         if number not in self._open:

@@ -98,7 +98,12 @@ class _Progress:
         return len(self.ended) == len(self._choices)
 
     def note(self, chunk: TokenChunk) -> TokenChunk:
-        """Remember the chunk; a resumed choice does not report reused prompt tokens a second time."""
+        """Remember the chunk, and whose it is: one answer has the tokens of one model, whatever is rolled out.
+
+        A resumed choice does not report reused prompt tokens a second time.
+        """
+        if chunk.digest:
+            self.request = replace(self.request, digest=chunk.digest)
         before = self.delivered.setdefault(chunk.choice, [])
         if before:
             chunk = replace(chunk, cached_tokens=0)

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.loads import LoadReport, RecordedLoads
+from cluster.loads import KEPT_STOPPED, LoadReport, RecordedLoads
 from cluster.placement import balanced, read_load
 
 GROUPS = ({2: (0, 3), 10: (1,)}, {2: (1, 2), 10: (0, 2)})
@@ -89,3 +89,12 @@ def test_the_sum_is_what_all_routers_sent_however_reports_are_lost_repeated_and_
     for each in data.draw(st.permutations(on_the_way)):
         assert loads.take(each)
     assert rows_of(loads) == {0: expected.tolist()}
+
+
+def test_only_the_last_routers_that_stopped_are_remembered():
+    loads = RecordedLoads([{0: (0, 1)}])
+    for number in range(KEPT_STOPPED + 1):
+        loads.take(LoadReport(str(number), {0: np.array([1, 0])}, last=True))
+    assert len(loads._stopped) == KEPT_STOPPED
+    loads.take(LoadReport(str(KEPT_STOPPED), {0: np.array([9, 9])}))
+    assert loads.as_load_file()["domains"] == {"recorded": [[KEPT_STOPPED + 1, 0]]}

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cluster.membership import SUSPICIONS, Address, Epoch, Membership, Replica, State, View
+from cluster.membership import KEPT_GONE, SUSPICIONS, Address, Epoch, Membership, Replica, State, View
 
 HERE = Address("node", "socket", "127.0.0.1", 7000)
 IDS = st.sampled_from(["a", "b", "c"])
@@ -144,3 +144,21 @@ def test_a_view_tells_who_takes_rows_and_which_groups_have_nobody():
     assert view.ready("experts-0") == (ready,)
     assert view.missing(("experts-0", "experts-1")) == ("experts-1",)
     assert View(Epoch("one", 4), (joining, draining)).missing(["experts-0"]) == ("experts-0",)
+
+
+def test_a_view_of_one_model_holds_its_replicas_only():
+    membership = Membership("one")
+    for name, digest in (("a", "ab" * 32), ("b", "cd" * 32)):
+        membership.report(Replica(name, "g", "default", Address("n", "", "", 0), digest, 1.0), 0.0)
+    view = membership.view()
+    assert [each.id for each in view.of("cd" * 32).replicas] == ["b"]
+    assert view.of("cd" * 32).epoch == view.epoch
+
+
+def test_only_the_last_ids_that_left_are_remembered():
+    membership = Membership("one")
+    for number in range(KEPT_GONE + 1):
+        membership.leave(str(number))
+    assert len(membership._gone) == KEPT_GONE
+    last = Replica(str(KEPT_GONE), "g", "default", Address("n", "", "", 0), "ab" * 32, 1.0)
+    assert not membership.report(last, 0.0)

@@ -8,8 +8,8 @@ from cluster.config import ExpertsSpec
 from cluster.decisions import DecisionRecord, PolicyReport
 from cluster.membership import Address, Epoch, Replica, State, View
 from cluster.placement import contiguous
-from cluster.snapshot import cluster_facts, cluster_snapshot, critical_shares, health
-from cluster.stats import ReplicaStats, RouterStats
+from cluster.snapshot import cluster_facts, cluster_snapshot, critical_shares, health, reasons
+from cluster.stats import REASON_CHARS, ReplicaStats, RouterStats, StartFailure
 
 DIGEST = "ab" * 32
 NODE = Address("node-1", "socket", "127.0.0.1", 7000)
@@ -58,6 +58,7 @@ def test_the_snapshot_has_the_shape_the_design_fixes():
                         "speed_rows_per_s": 1234.6,
                     }
                 ],
+                "failures": [],
             },
             {
                 "name": "experts-1",
@@ -75,9 +76,11 @@ def test_the_snapshot_has_the_shape_the_design_fixes():
                         "speed_rows_per_s": 1234.6,
                     }
                 ],
+                "failures": [],
             },
         ],
         "routers": [{"id": "r", "running": 3, "waiting": 1, "kv_used_tokens": 640}],
+        "router_failures": [],
         "decisions": [],
         "policy": None,
     }
@@ -160,3 +163,57 @@ def test_replicas_that_are_not_ready_or_of_another_model_do_not_make_a_group_hea
         replica("d", "experts-1"),
     )
     assert health(facts_of(), View(Epoch("f00d", 1), others), [RouterStats("r")]) == (False, ["experts-0"])
+
+
+OLD = "cd" * 32
+OLD_ROUTER = RouterStats("old", digest=OLD, groups=("experts-0", "experts-1"))
+
+
+def old_experts(*states):
+    return tuple(replica(f"old-{i}", f"experts-{i}", state, digest=OLD) for i, state in enumerate(states))
+
+
+@pytest.mark.parametrize(
+    ("states", "ready"),
+    [
+        ((State.READY, State.READY), True),
+        ((State.READY, State.DRAINING), True),  # told to stop, and waiting for its routers
+        ((State.READY, State.JOINING), False),
+        ((State.READY,), False),
+    ],
+)
+def test_while_a_new_version_starts_a_whole_old_one_is_healthy(states, ready):
+    found = health(facts_of(), View(Epoch("f00d", 1), old_experts(*states)), [OLD_ROUTER])
+    assert found == (ready, [] if ready else ["router", "experts-0", "experts-1"])
+
+
+def test_new_experts_do_not_help_an_old_router():
+    new = (replica("a", "experts-0"), replica("b", "experts-1"))
+    view = View(Epoch("f00d", 1), new + old_experts(State.READY))
+    assert health(facts_of(), view, [OLD_ROUTER]) == (False, ["router"])
+    assert health(facts_of(), view, [OLD_ROUTER, RouterStats("new", digest=DIGEST)]) == (True, [])
+
+
+def test_parts_of_another_version_are_marked_in_the_snapshot_and_ours_are_not():
+    view = View(Epoch("f00d", 1), (replica("a", "experts-0"), *old_experts(State.DRAINING)))
+    shown = cluster_snapshot(facts_of(), view, {}, [OLD_ROUTER, RouterStats("new", digest=DIGEST)], {}, {})
+    marks = {each["id"]: each.get("other_digest") for each in [*shown["groups"][0]["replicas"], *shown["routers"]]}
+    assert marks == {"a": None, "old-0": OLD, "new": None, "old": OLD}
+
+
+def test_failed_starts_are_shown_with_the_group_and_the_last_reason_in_brief():
+    failures = {
+        "experts-1": [
+            StartFailure(1.23456, "experts-1", "experts-1-h100", "first"),
+            StartFailure(2.0, "experts-1", "experts-1", "y" * 999),
+        ],
+        "router": [StartFailure(3.0, "router", "Router", "no memory")],
+    }
+    shown = cluster_snapshot(facts_of(), VIEW, {}, [], {}, {}, None, failures)
+    assert shown["groups"][0]["failures"] == []
+    assert shown["groups"][1]["failures"] == [
+        {"time": 1.235, "deployment": "experts-1-h100", "reason": "first"},
+        {"time": 2.0, "deployment": "experts-1", "reason": "y" * REASON_CHARS},
+    ]
+    assert [each["reason"] for each in shown["router_failures"]] == ["no memory"]
+    assert reasons(failures) == {"experts-1": "y" * REASON_CHARS, "router": "no memory"}

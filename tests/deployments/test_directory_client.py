@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from cluster.loads import LoadReport
 from cluster.membership import Address, Replica, State
 from cluster.placement import contiguous
 from cluster.snapshot import cluster_facts
-from cluster.stats import ReplicaStats, RouterStats
+from cluster.stats import ReplicaStats, RouterStats, StartFailure
 from deployments.directory_client import ClusterReader, Registration, RouterLink, call, watch
 from deployments.directory_core import DirectoryCore
 
 GROUPS = ("experts-0",)
-FACTS = cluster_facts("demo", "ab" * 32, contiguous({0: 2}, 1), ExpertsSpec(groups=1))
+DIGEST = "ab" * 32
+FACTS = cluster_facts("demo", DIGEST, contiguous({0: 2}, 1), ExpertsSpec(groups=1))
 REPLICA = Replica("a", "experts-0", "default", Address("node", "socket", "127.0.0.1", 7000), "ab" * 32, 100.0)
 READY = Replica(**{**vars(REPLICA), "state": State.READY})
 SOON_S = 0.005
@@ -31,7 +33,7 @@ class Directory(DirectoryCore):
         super().__init__(FACTS, incarnation=incarnation, clock=asyncio.get_running_loop().time)
 
     async def health(self):
-        return super().health()
+        return *super().health(), super().reasons()
 
     async def snapshot(self, targets):
         return super().snapshot(targets)
@@ -78,7 +80,7 @@ async def end(task):
 def test_a_watcher_sees_each_change_once():
     async def story():
         handle, seen = Handle(Directory()), []
-        task = asyncio.create_task(watch(handle, seen.append, GROUPS, poll_s=SOON_S))
+        task = asyncio.create_task(watch(handle, seen.append, GROUPS, digest=DIGEST, poll_s=SOON_S))
         await until(lambda: len(seen) == 1)
         await handle.directory.report(READY, ReplicaStats())
         await until(lambda: len(seen) == 2)
@@ -89,11 +91,25 @@ def test_a_watcher_sees_each_change_once():
     asyncio.run(story())
 
 
+def test_a_watcher_sees_no_replica_of_another_model_and_does_not_wait_for_one_either():
+    async def story():
+        handle, seen = Handle(Directory("one")), []
+        await handle.directory.report(replace(READY, id="other", digest="cd" * 32), ReplicaStats())
+        task = asyncio.create_task(watch(handle, seen.append, GROUPS, digest=DIGEST, poll_s=SOON_S, patience_s=60))
+        await until(lambda: seen)
+        handle.directory = Directory("two")
+        await until(lambda: len(seen) == 2)  # at once: to this router the old view had nobody either
+        await end(task)
+        assert [view.replicas for view in seen] == [(), ()]
+
+    asyncio.run(story())
+
+
 def test_a_watcher_keeps_its_view_through_a_restart_until_the_new_directory_has_caught_up():
     async def story():
         handle, seen = Handle(Directory("one")), []
         await handle.directory.report(READY, ReplicaStats())
-        task = asyncio.create_task(watch(handle, seen.append, GROUPS, poll_s=SOON_S, patience_s=60))
+        task = asyncio.create_task(watch(handle, seen.append, GROUPS, digest=DIGEST, poll_s=SOON_S, patience_s=60))
         await until(lambda: seen)
         handle.directory = None
         down_from = len(handle.calls)
@@ -114,7 +130,7 @@ def test_a_watcher_believes_a_directory_that_stays_empty_when_its_patience_ends(
     async def story():
         handle, seen = Handle(Directory("one")), []
         await handle.directory.report(READY, ReplicaStats())
-        task = asyncio.create_task(watch(handle, seen.append, GROUPS, poll_s=60, patience_s=0.05))
+        task = asyncio.create_task(watch(handle, seen.append, GROUPS, digest=DIGEST, poll_s=60, patience_s=0.05))
         await until(lambda: seen)
         old, handle.directory = handle.directory, Directory("two")
         await old.leave("a")  # ends the open poll; the next one goes to the new directory
@@ -134,7 +150,7 @@ def test_a_view_that_could_not_be_used_is_offered_again():
             if len(seen) == 1:
                 raise RuntimeError("not yet")
 
-        task = asyncio.create_task(watch(handle, on_view, GROUPS, poll_s=60))
+        task = asyncio.create_task(watch(handle, on_view, GROUPS, digest=DIGEST, poll_s=60))
         await until(lambda: len(seen) == 2)
         await end(task)
 
@@ -219,6 +235,7 @@ def router_link(handle, on_view=lambda _: None, rows=None):
     return RouterLink(
         handle,
         GROUPS,
+        digest=DIGEST,
         on_view=on_view,
         stats=lambda: RouterStats("r", running=1),
         loads=(rows or Rows()).report,
@@ -303,7 +320,8 @@ def test_a_router_watches_reports_and_complains_from_any_thread():
         thread.start()
         await until(lambda: ("lost", "a", "r") in handle.calls)
         thread.join()
-        assert await directory.health() == (True, [])
+        assert await directory.health() == (True, [], {})
+        assert (directory._routers["r"][1].digest, directory._routers["r"][1].groups) == (DIGEST, GROUPS)
         await link.stop()
         await link.stop()
         calls = len(handle.calls)
@@ -320,12 +338,13 @@ def test_the_ingress_reads_health_and_snapshot_with_the_targets():
             return {"experts-0": 4}
 
         handle = Handle(Directory())
+        await handle.directory.report_failure(StartFailure(1.0, "experts-0", "experts-0", "no disk"))
         reader = ClusterReader(handle, targets)
-        assert await reader.health() == (False, ["router", "experts-0"])
+        assert await reader.health() == (False, ["router", "experts-0"], {"experts-0": "no disk"})
         assert (await reader.snapshot())["groups"][0]["target_replicas"] == 4
         assert await reader.loads() == {"layers": [0], "domains": {"recorded": [[0, 0]]}}
         handle.directory = None
-        assert await reader.health() == (False, ["directory"])
+        assert await reader.health() == (False, ["directory"], {})
         with pytest.raises(DirectoryUnavailableError):
             await reader.snapshot()
         with pytest.raises(DirectoryUnavailableError):

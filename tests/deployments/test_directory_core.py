@@ -12,8 +12,8 @@ from cluster.loads import LoadReport
 from cluster.membership import Address, Epoch, Replica, State
 from cluster.placement import contiguous
 from cluster.snapshot import cluster_facts
-from cluster.stats import ReplicaStats, RouterStats
-from deployments.directory_core import ROUTER_TIMEOUT_S, DirectoryCore
+from cluster.stats import ReplicaStats, RouterStats, StartFailure
+from deployments.directory_core import KEPT_FAILURES, ROUTER_TIMEOUT_S, DirectoryCore
 
 HERE = Address("node", "socket", "127.0.0.1", 7000)
 FACTS = cluster_facts("demo", "ab" * 32, contiguous({0: 4}, 2), ExpertsSpec(groups=2))
@@ -216,3 +216,87 @@ def test_loads_of_another_model_are_not_counted_and_said_so(core, caplog):
     asyncio.run(core.report_loads(LoadReport("old", {0: np.ones(4), 1: np.ones(4)})))
     assert core.loads() == {"layers": [0], "domains": {"recorded": [[0, 0, 0, 0]]}}
     assert "old" in caplog.text
+
+
+DIGEST = "ab" * 32
+LEAVING = replica("a", state=State.DRAINING)
+
+
+def settled(core, clock):
+    """It has been there long enough to have heard of every router."""
+    clock[0] += ROUTER_TIMEOUT_S + 0.1
+    return core
+
+
+@pytest.mark.parametrize(
+    ("others", "routers", "needed"),
+    [
+        ([], [DIGEST], True),
+        ([], [], False),
+        ([], ["cd" * 32], False),
+        ([replica("b")], [DIGEST], False),
+        ([replica("b", state=State.JOINING)], [DIGEST], True),
+        ([replica("b", state=State.DRAINING)], [DIGEST], True),
+        ([replica("b", "experts-1")], [DIGEST], True),
+        ([replace(replica("b"), digest="cd" * 32)], [DIGEST], True),
+    ],
+)
+def test_a_replica_is_needed_while_routers_of_its_model_have_nobody_else(core, clock, others, routers, needed):
+    async def story():
+        settled(core, clock)
+        for each in (LEAVING, *others):
+            await core.report(each, ReplicaStats())
+        for index, digest in enumerate(routers):
+            await core.report_router(RouterStats(str(index), digest=digest))
+        return core.needed(LEAVING)
+
+    assert asyncio.run(story()) is needed
+
+
+def test_a_new_directory_spares_nobody_before_every_router_can_have_been_heard(core, clock):
+    assert core.needed(LEAVING)
+    clock[0] = ROUTER_TIMEOUT_S + 0.1
+    assert not core.needed(LEAVING)
+
+
+def test_a_router_that_says_its_last_word_needs_nobody(core, clock):
+    async def story():
+        settled(core, clock)
+        await core.report_router(RouterStats("r", digest=DIGEST))
+        assert core.needed(LEAVING)
+        await core.report_loads(LoadReport("r", {0: np.ones(4)}, last=True))
+        assert not core.needed(LEAVING)
+
+    asyncio.run(story())
+
+
+def failure(reason, part="experts-0"):
+    return StartFailure(1.0, part, part, reason)
+
+
+def test_the_reason_of_a_failed_start_is_known_until_a_replica_of_the_group_becomes_ready(core):
+    async def story():
+        await core.report(replica("old"), ReplicaStats())
+        for number in range(KEPT_FAILURES + 2):
+            await core.report_failure(failure(f"reason {number}"))
+        await core.report_failure(failure("other", "experts-1"))
+        await core.report(replica("old"), ReplicaStats())  # it was ready before
+        await core.report(replica("new", state=State.JOINING), ReplicaStats())
+        assert core.reasons() == {"experts-0": f"reason {KEPT_FAILURES + 1}", "experts-1": "other"}
+        assert len(core.snapshot({})["groups"][0]["failures"]) == KEPT_FAILURES
+        await core.report(replica("new"), ReplicaStats())
+        assert core.reasons() == {"experts-1": "other"}
+
+    asyncio.run(story())
+
+
+def test_the_reason_of_a_router_is_known_until_another_router_reports(core):
+    async def story():
+        await core.report_router(RouterStats("old"))
+        await core.report_failure(failure("no memory", "router"))
+        await core.report_router(RouterStats("old"))
+        assert core.reasons() == {"router": "no memory"}
+        await core.report_router(RouterStats("new"))
+        assert core.reasons() == {}
+
+    asyncio.run(story())

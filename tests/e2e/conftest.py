@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +20,9 @@ MODEL = "expertscale-demo"
 class WholeModel:
     """transformers' own answers, greedy, in fp32."""
 
-    def __init__(self) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-        self.model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    def __init__(self, checkpoint: Path = CHECKPOINT) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
     def chat(self, messages: Sequence[dict[str, str]], max_tokens: int) -> str:
         """The assistant's text."""

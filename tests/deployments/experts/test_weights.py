@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from cluster.checkpoint import compile_plan
@@ -202,3 +205,35 @@ def test_a_long_load_shows_a_bar_at_most_once_a_second_and_at_its_end(caplog: py
         "experts-0: loading experts [###################.....] 4/5 tensors, 3 s",
         "experts-0: loading experts [########################] 5/5 tensors, 3 s",
     ]
+
+
+@pytest.mark.parametrize("model_type", ["olmoe", "gpt_oss"])
+def test_a_tensor_of_another_shape_is_named_even_where_it_would_fit_by_being_repeated(
+    tmp_path: Path, model_type: str
+) -> None:
+    plan = compile_plan(models.save(model_type, tmp_path))
+    layer, name = next(iter(plan.layers)), "down_proj"
+    key, number = plan.layers[layer].parameters[name].sources[0].locate(0)
+    shard = tmp_path / plan.files[number].name
+    tensors = load_file(shard)
+    fused = plan.layers[layer].parameters[name].sources[0].fused
+    tensors[key] = tensors[key][:, :1].contiguous() if fused else tensors[key][:1].contiguous()
+    save_file(tensors, shard, metadata={"format": "pt"})
+    sizes = {file.name: (tmp_path / file.name).stat().st_size for file in plan.files}
+    same = replace(plan, files=tuple(replace(file, size_bytes=sizes[file.name]) for file in plan.files))
+    with pytest.raises(CheckpointError, match=f"{re.escape(key)} in .*{shard.name} gives expert 0"):
+        load(same, tmp_path, (0,))
+
+
+def test_a_fused_tensor_of_too_few_experts_is_named(tmp_path: Path) -> None:
+    plan = compile_plan(models.save("gpt_oss", tmp_path))
+    layer = next(iter(plan.layers))
+    key, number = plan.layers[layer].parameters["down_proj"].sources[0].locate(0)
+    shard = tmp_path / plan.files[number].name
+    tensors = load_file(shard)
+    tensors[key] = tensors[key][:2].contiguous()
+    save_file(tensors, shard, metadata={"format": "pt"})
+    size = shard.stat().st_size
+    files = tuple(replace(f, size_bytes=size) if f.name == shard.name else f for f in plan.files)
+    with pytest.raises(CheckpointError, match=f"{re.escape(key)} cannot be read"):
+        load(replace(plan, files=files), tmp_path, (7,))

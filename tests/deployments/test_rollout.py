@@ -1,0 +1,58 @@
+"""A new router waits until Serve has replaced the Ingress. Time is a list with one number; milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from deployments.rollout import PATIENCE_S, SETTLE_S, wait_for_front
+
+
+def details(*states: str, target: int = 1) -> dict[str, Any]:
+    front = {"target_num_replicas": target, "replicas": [{"state": state} for state in states]}
+    return {"applications": {"app": {"deployments": {"Ingress": front}}}}
+
+
+def wait(*answers: Any) -> tuple[float, int]:
+    """Seconds slept, and how often Serve was asked; the last answer is given for ever."""
+    clock, asked = [0.0], [0]
+
+    async def ask() -> Any:
+        answer = answers[min(asked[0], len(answers) - 1)]
+        asked[0] += 1
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    asyncio.run(wait_for_front("app", details=ask, clock=lambda: clock[0], sleep=sleep))
+    return clock[0], asked[0]
+
+
+def test_where_the_ingress_is_in_place_nothing_is_waited_for() -> None:
+    assert wait(details("RUNNING")) == (0, 1)
+    assert wait(details("RUNNING", "RUNNING", target=2)) == (0, 1)
+    assert wait(details()) == (0, 1)
+    assert wait({"applications": {}}) == (0, 1)
+
+
+def test_a_router_waits_while_the_ingress_is_replaced_and_until_the_proxies_know() -> None:
+    slept_s, asked = wait(
+        details("RUNNING", "STARTING"),
+        details("RUNNING", "RUNNING"),
+        details("STOPPING", "RUNNING"),
+    )
+    assert asked == 3
+    assert slept_s > SETTLE_S
+    assert wait(details("STARTING"), details("RUNNING"))[0] == slept_s - SETTLE_S - 0.5
+
+
+def test_an_ingress_that_never_comes_is_not_waited_for_for_ever() -> None:
+    slept_s, _ = wait(details("STARTING"))
+    assert PATIENCE_S <= slept_s < PATIENCE_S + 1
+
+
+def test_a_controller_that_does_not_answer_holds_nobody_up() -> None:
+    assert wait(ConnectionError("down")) == (0, 1)
