@@ -1,7 +1,8 @@
 """What the Ingress asks of a Router, and what comes back: plain data, no torch, no HTTP.
 
 One `GenerationRequest` yields, over a streaming Serve handle, `TokenChunk`s until every choice has a finish
-reason, or ends with one exception from `cluster.errors`. Nothing else ever comes back.
+reason, or ends with one exception from `cluster.errors`. Where there is nothing else to say, a `Pulse` says that the
+router lives. Nothing else ever comes back.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class GenerationRequest:
         sampling noise is a function of (seed, choice, position), so a resumed request continues with the same tokens.
     timeout_s: seconds from acceptance by the router after which the request fails with DeadlineError; None for never.
     choice: with n == 1, the index of the choice being generated (a resume of one choice of several).
+    vocabulary: of `Blueprint`: a router of another one would read other words in these tokens; "" for any.
+    digest: of the model that must answer, in hex, because it gave tokens already; "" for any of this vocabulary.
     """
 
     request_id: str
@@ -56,6 +59,20 @@ class GenerationRequest:
     prompt_tokens: int
     timeout_s: float | None = None
     choice: int = 0
+    vocabulary: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """A sign of life: the first message of every answer, then one for each second without tokens.
+
+    It is missing where the router's process hangs, and where the thread that computes does. A request that waits for
+    its turn, for a long prompt or for lost experts gets it.
+    router: id of the Router replica.
+    """
+
+    router: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,7 @@ class TokenChunk:
     The token that ended a choice with finish_reason "stop" (end of sequence or a stop token id) is included in
     `tokens` and counted in usage; the Ingress does not show it as text.
     cached_tokens: prompt tokens whose keys and values were reused, on the first chunk of a choice.
+    digest: of the router's model, in hex, on the first chunk of an answer: whoever goes on must have the same.
     """
 
     choice: int
@@ -81,3 +99,4 @@ class TokenChunk:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    digest: str = ""

@@ -5,8 +5,8 @@ The Serve shell implements them with handles; tests with fakes. Knows no Ray and
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from deployments.generation import GenerationRequest, TokenChunk
@@ -26,9 +26,13 @@ class RouterClient(Protocol):
 
 @dataclass(frozen=True)
 class Health:
-    """What a request needs and nobody is ready for: "router", or names of expert groups."""
+    """What a request needs and nobody is ready for: "router", or names of expert groups.
+
+    reasons: by the same names, why the last replica that tried could not start.
+    """
 
     missing: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:

@@ -16,12 +16,10 @@ from deployments.generation import GenerationRequest, TokenChunk
 from deployments.ingress.chat import ChatTokenizer
 from deployments.ingress.choices import Choice, Delta
 from deployments.ingress.clients import RouterClient
+from deployments.ingress.deadlines import Deadline
 from deployments.ingress.errors import ClientGoneError
 
 log = logging.getLogger(__name__)
-
-# The router keeps the deadline and says so; this margin only catches a router that no longer says anything.
-_GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,7 @@ class Generation:
         session_id: str | None,
         tokenizer: ChatTokenizer,
         stops: Sequence[str],
+        deadline: Deadline,
     ) -> None:
         self._requests = list(requests)
         self._streams = [router.generate(request, session_id) for request in requests]
@@ -56,8 +55,7 @@ class Generation:
         self._fresh = deque(range(len(self._streams)))  # streams to ask for their next chunk
         self._arrived: deque[tuple[int, asyncio.Task[TokenChunk | None]]] = deque()
         self._closing: asyncio.Task[None] | None = None
-        timeout_s = requests[0].timeout_s
-        self._deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s + _GRACE_S
+        self._deadline = deadline
 
     async def next(self) -> Delta | None:
         """The next delta of any choice, or None when every choice has finished.
@@ -75,7 +73,10 @@ class Generation:
             prompt, task = self._arrived.popleft()
             if task.cancelled():  # not by us: `aclose` ends the caller first. Serve does it when the client is gone.
                 raise ClientGoneError
-            chunk = task.result()
+            try:
+                chunk = task.result()
+            except DeadlineError:
+                raise self._deadline.error() from None  # the router knows only what was left of it
             if chunk is None:
                 if not self._done(prompt):
                     raise EngineError("The router ended the stream before every choice was finished.")
@@ -117,11 +118,10 @@ class Generation:
             self._waits[asyncio.create_task(_pull(self._streams[prompt]))] = prompt
 
     async def _wait(self) -> None:
-        now = asyncio.get_running_loop().time()
-        patience = None if self._deadline is None else max(0.0, self._deadline - now)
-        done, _ = await asyncio.wait(self._waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        patience_s = max(0.0, self._deadline.gone_s - asyncio.get_running_loop().time())
+        done, _ = await asyncio.wait(self._waits, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
         if not done:
-            raise DeadlineError("The request took longer than its deadline allows.")
+            raise self._deadline.error()
         for task in sorted(done, key=self._waits.__getitem__):
             self._arrived.append((self._waits.pop(task), task))
 

@@ -5,26 +5,36 @@ Knows JSON and pydantic's errors, not what the fields mean.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from cluster.errors import BodyTooLargeError, RequestError
+from cluster.errors import BodyTooLargeError, HeadersTooLargeError, RequestError, SlowBodyError
 from deployments.ingress.schemas import Body
 
 T = TypeVar("T", bound=Body)
 
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 32 << 10
+MAX_DEPTH = 32
+"""Levels of arrays and objects. Bodies that mean something have six."""
+PRIVATE = frozenset(["messages", "content", "text", "prompt", "stop", "name", "tool_call_id", "user"])
+"""Fields in which the client's own words stand: wrong values are not repeated in errors."""
 _MAX_DIGITS = 40
 
 
-async def read_body(chunks: AsyncIterator[bytes], headers: Mapping[str, str], limit_bytes: int) -> bytes:
-    """The whole body. Stops reading as soon as it is known to be longer than `limit_bytes`.
+async def read_body(
+    chunks: AsyncIterator[bytes], headers: Mapping[str, str], limit_bytes: int, timeout_s: float
+) -> bytes:
+    """The whole body. Stops reading as soon as it is known to be longer than `limit_bytes`, and after `timeout_s`.
 
     Raises:
-        BodyTooLargeError: by the content-length header or by counting.
+        BodyTooLargeError: by the content-length header or by counting. SlowBodyError: the time was up before its end.
         RequestError: the body is compressed.
     """
     if headers.get("content-encoding", "identity").lower() != "identity":
@@ -34,14 +44,29 @@ async def read_body(chunks: AsyncIterator[bytes], headers: Mapping[str, str], li
     parts: list[bytes] = []
     received = 0
     if size <= limit_bytes:
-        async for chunk in chunks:
-            parts.append(chunk)
-            received += len(chunk)
-            if received > limit_bytes:
-                break
+        try:
+            async with asyncio.timeout(timeout_s):
+                async for chunk in chunks:
+                    parts.append(chunk)
+                    received += len(chunk)
+                    if received > limit_bytes:
+                        break
+        except TimeoutError:
+            message = f"The request body did not arrive within {timeout_s:g} s."
+            raise SlowBodyError(message, code="request_timeout") from None
     if max(size, received) > limit_bytes:
         raise BodyTooLargeError(f"The request body is larger than {limit_bytes} bytes.", code="body_too_large")
     return b"".join(parts)
+
+
+def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raises HeadersTooLargeError for headers that no client of this API needs."""
+    if len(headers) > MAX_HEADERS:
+        message = f"The request has {len(headers)} headers; at most {MAX_HEADERS} are read."
+        raise HeadersTooLargeError(message, code="headers_too_large")
+    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        message = f"The request's headers are larger than {MAX_HEADER_BYTES} bytes."
+        raise HeadersTooLargeError(message, code="headers_too_large")
 
 
 def parse_body(raw: bytes, kind: type[T]) -> T:
@@ -53,6 +78,7 @@ def parse_body(raw: bytes, kind: type[T]) -> T:
     value = parse_json(raw)
     if not isinstance(value, dict):
         raise RequestError("The request body should be a JSON object.", code="invalid_json")
+    _check_depth(value)
     if rb"\ud" in raw.lower():  # only an escape can bring one in
         _refuse_lone_surrogates(value)
     try:
@@ -80,6 +106,17 @@ def parse_json(raw: bytes) -> Any:
         raise RequestError(message, code="invalid_json") from None
     except RecursionError:
         raise RequestError("The request body is nested too deeply.", code="invalid_json") from None
+
+
+def _check_depth(value: Any) -> None:
+    """Nested values cost whoever walks them a call a level: refused before anything else walks them."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        items = chain.from_iterable(item.values() if isinstance(item, dict) else item for item in level)
+        level = [item for item in items if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise RequestError(f"The request body is nested more than {MAX_DEPTH} levels deep.", code="invalid_json")
 
 
 def _refuse_lone_surrogates(value: dict[str, Any]) -> None:
@@ -121,9 +158,7 @@ def _request_error(detail: ErrorDetails) -> RequestError:
         return RequestError(f"Unknown field '{param}'.", param, "unknown_parameter")
     if detail["type"] == "unsupported":
         return RequestError(f"'{param}' is not supported: {detail['msg']}.", param, "unsupported_parameter")
-    return RequestError(
-        f"Invalid value for '{param}'{_shown(detail['input'])}: {detail['msg']}.", param, "invalid_value"
-    )
+    return RequestError(f"Invalid value for '{param}'{_shown(detail)}: {detail['msg']}.", param, "invalid_value")
 
 
 def path(location: tuple[int | str, ...]) -> str:
@@ -137,8 +172,15 @@ def path(location: tuple[int | str, ...]) -> str:
     return text
 
 
-def _shown(value: Any) -> str:
-    """The offending value where it is short enough to help."""
+def _shown(detail: ErrorDetails) -> str:
+    """The offending value where it is short enough to help, and not from where the client's own words stand.
+
+    Error texts end up in logs, the client's at least, and prompts should not.
+    """
+    value = detail["input"]
+    names = [part for part in detail["loc"] if isinstance(part, str) and not part.startswith("<")]
+    if not PRIVATE.isdisjoint(names[-1:]):
+        return ""
     if isinstance(value, bool | int | float | str):
         if isinstance(value, int) and abs(value) >= 10**_MAX_DIGITS:
             return ""

@@ -5,6 +5,7 @@ Format: https://html.spec.whatwg.org/multipage/server-sent-events.html, as OpenA
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
@@ -29,6 +30,8 @@ def event(value: BaseModel | dict[str, Any]) -> bytes:
 class EventStream(Response):
     """A response that sends `events` as they come and calls `close` at its end, whichever end it is.
 
+    until_s: a client that has not read all by then is cut off, on the clock of the event loop.
+
     Starlette's own StreamingResponse leaves its generator to the garbage collector when a client goes away while an
     event is being sent; here the work behind the stream must end at once.
     """
@@ -36,18 +39,24 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]], headers: dict[str, str]
+        self,
+        events: AsyncGenerator[bytes, None],
+        close: Callable[[], Awaitable[None]],
+        headers: dict[str, str],
+        until_s: float,
     ) -> None:
         # no-transform and the nginx header: proxies should pass events on, not collect them.
         super().__init__(headers={"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self._events = events
         self._close = close
+        self._until_s = until_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         try:
-            await while_connected(receive, self._send(send))
-        except (ClientGoneError, OSError):
+            async with asyncio.timeout_at(self._until_s):
+                await while_connected(receive, self._send(send))
+        except (ClientGoneError, OSError):  # a TimeoutError is one
             pass  # nobody is there to be told
         finally:
             try:

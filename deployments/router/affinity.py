@@ -4,7 +4,7 @@ Pure ranking first, then the class that Serve calls. Rendezvous hashing (Thaler 
 ranks the replicas the same way without talking to the others, and a replica that comes or goes moves only its own keys.
 Bounded loads (Mirrokni, Thorup and Zadimoghaddam 2018): a replica much busier than the mean is passed over for the
 next in the ranking, so that a popular prefix spreads over as many replicas as it needs and no more.
-Requests without a key go to the less busy of two random replicas.
+Requests without a key go to the less busy of two random replicas. A replica that has fallen silent comes last.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
+from deployments import whereabouts
 from deployments.generation import GenerationRequest
 
 PREFIX_TOKENS = 64
@@ -70,6 +71,8 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is untyped
     def initialize_state(self, **_: Any) -> None:
         """Called by Serve after construction."""
         self._chance = random.Random()
+        # Through its module: Serve pickles this class and whatever globals it names by value, which would be a copy.
+        self._whereabouts = whereabouts.WHEREABOUTS
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -80,11 +83,31 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is untyped
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True
             key = _key_of(pending_request)
+            candidate_replicas = _able(candidate_replicas, pending_request)
+        if not candidate_replicas:
+            return []  # Serve asks again when there are others
         replicas = {replica.replica_id: replica for replica in candidate_replicas}
-        queues = {replica_id: self.replica_queue_len_cache.get(replica_id) for replica_id in replicas}
         names = {replica_id: replica_id.unique_id for replica_id in replicas}
-        ranked = rank(key, queues, names, self._chance)
+        suspects = self._whereabouts.suspects()
+        silent = [replica_id for replica_id in replicas if names[replica_id] in suspects]
+        for replica_id in silent:
+            # Where all others are full, Serve shall ask a silent one for its queue first: no answer, no request.
+            self.replica_queue_len_cache.invalidate_key(replica_id)
+        queues = {each: self.replica_queue_len_cache.get(each) for each in replicas if each not in silent}
+        ranked = [*rank(key, queues, names, self._chance), silent]
         return [[replicas[replica_id] for replica_id in level] for level in ranked if level]
+
+    async def _choose_replica_for_request(
+        self, pending_request: PendingRequest, *, is_retry: bool = False
+    ) -> RunningReplica:
+        """Serve sends the request right after this returns; with `is_retry` the replica it was sent to refused it."""
+        request = _request_of(pending_request)
+        if request is not None:
+            self._whereabouts.withdraw(request.request_id)
+        replica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+        if request is not None:
+            self._whereabouts.place(request.request_id, replica.replica_id.unique_id)
+        return replica
 
     def _get_pending_request_matching_internal_request_id(self, request_metadata: Any = None) -> PendingRequest | None:
         # Ray 2.60 indexes waiting calls by the id of the HTTP request they come from, so of two concurrent calls from
@@ -96,8 +119,32 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is untyped
         return None
 
 
-def _key_of(pending: PendingRequest) -> bytes | None:
+def _able(candidates: list[RunningReplica], pending: PendingRequest) -> list[RunningReplica]:
+    """Those that may answer the request: while a new version replaces an old one there are routers of both.
+
+    A request whose model nobody has any more goes to anybody, who refuses it: it would wait for ever.
+    """
+    request = _request_of(pending)
+    if request is None:
+        return candidates
+    able = [replica for replica in candidates if may_answer(request, replica.replica_metadata)]
+    return candidates if request.digest and not able else able
+
+
+def may_answer(request: GenerationRequest, router: Mapping[str, Any]) -> bool:
+    """Whether a router of this "digest" and "vocabulary" (both may be unsaid) is one that the request can go to."""
+    digest, vocabulary = router.get("digest", ""), router.get("vocabulary", "")
+    same_words = not request.vocabulary or not vocabulary or request.vocabulary == vocabulary
+    return same_words and (not request.digest or not digest or request.digest == digest)
+
+
+def _request_of(pending: PendingRequest) -> GenerationRequest | None:
     request = pending.args[0] if pending.args else pending.kwargs.get("request")
-    if not isinstance(request, GenerationRequest):
+    return request if isinstance(request, GenerationRequest) else None
+
+
+def _key_of(pending: PendingRequest) -> bytes | None:
+    request = _request_of(pending)
+    if request is None:
         return affinity_key(pending.metadata.session_id, ())
     return affinity_key(pending.metadata.session_id, request.tokens[: min(request.prompt_tokens, PREFIX_TOKENS)])

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.blueprint import Blueprint
-from cluster.config import AppConfig, resolve
-from cluster.keys import read_key_file
+from cluster.config import AppConfig
+from cluster.errors import RouterStoppingError
+from cluster.keys import cluster_key
 from cluster.loads import LoadReport
 from cluster.membership import View
 from cluster.serve_logging import log_through_serve
+from cluster.snapshot import ROUTER
 from cluster.stats import RouterStats
 from deployments.directory_client import RouterLink
-from deployments.generation import GenerationRequest, TokenChunk
+from deployments.generation import GenerationRequest, Pulse, TokenChunk
 from deployments.node import device_of, node_id
+from deployments.rollout import wait_for_front
+from deployments.router.affinity import may_answer
 from deployments.router.outbox import generate
 from deployments.router.pace import Pace
+from deployments.start_trouble import telling
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +36,8 @@ logger = logging.getLogger(__name__)
 # The Ingress logs every request already.
 @serve.deployment(name="Router", logging_config={"enable_access_log": False})
 class Router:
-    """Generates tokens: streams `TokenChunk`s for a `GenerationRequest`, raises errors of `cluster.errors`."""
+    """Generates tokens: streams `TokenChunk`s and signs of life for a `GenerationRequest`, raises errors of
+    `cluster.errors`."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, args: AppConfig, blueprint: Blueprint, directory: DeploymentHandle
@@ -39,23 +47,34 @@ class Router:
         from deployments.router.load import LoadMeter, LoadReporter
         from deployments.router.runtime import RouterRuntime
 
-        self._id = serve.get_replica_context().replica_id.unique_id
+        context = serve.get_replica_context()
+        self._id = context.replica_id.unique_id
+        self._model = {"digest": blueprint.digest.hex(), "vocabulary": blueprint.vocabulary}
         self._local = args.experts.transport == "local"
         self._meter = LoadMeter(self._id)
         self._pace = Pace(args.router.chunks_per_s)
         groups = () if self._local else args.experts.group_names
         self._reporter = LoadReporter(groups, clock=time.monotonic)
-        self._link = RouterLink(directory, groups, on_view=self._on_view, stats=self._stats, loads=self._loads)
-        self._runtime = await asyncio.to_thread(
-            RouterRuntime,
-            blueprint,
-            args.experts,
-            args.router,
-            key=read_key_file(resolve(args.security.cluster_key_file)),
-            node=node_id(),
-            device=device_of(args.router.resources),
-            on_lost=self._link.lost,
+        self._link = RouterLink(
+            directory,
+            groups,
+            digest=blueprint.digest.hex(),
+            on_view=self._on_view,
+            stats=self._stats,
+            loads=self._loads,
         )
+        async with telling(directory, part=ROUTER, deployment=context.deployment):
+            self._runtime = await asyncio.to_thread(
+                RouterRuntime,
+                blueprint,
+                args.experts,
+                args.router,
+                key=cluster_key(args.security, os.environ),
+                node=node_id(),
+                device=device_of(args.router.resources),
+                on_lost=self._link.lost,
+            )
+        await wait_for_front(context.app_name)
         backbone = self._runtime.backbone
         sizes = (self._runtime.parameter_bytes / 2**20, backbone.kv_pool_bytes / 2**20, backbone.max_context)
         logger.info("%.1f MiB of weights without experts, %.1f MiB of KV pool, context of %d tokens", *sizes)
@@ -64,15 +83,33 @@ class Router:
         self._runtime.start()
         self._link.start()
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
-        """Chunks at the router's pace, several tokens in one among many; closing the stream cancels the request."""
-        async for chunk in generate(self._runtime.engine, request, self._pace):
-            yield chunk
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk | Pulse]:
+        """Chunks at the router's pace, several tokens in one among many; closing the stream cancels the request.
+
+        Raises:
+            RouterStoppingError: it belongs to another version of the model, whose routers have all gone.
+            ExpertScaleError: what the engine raises.
+        """
+        if not may_answer(request, self._model):
+            raise RouterStoppingError("No router serves the model any more that this request began with; try again.")
+        unsaid = True
+        async for message in generate(self._runtime.engine, request, self._pace, pulse=Pulse(self._id)):
+            if unsaid and isinstance(message, TokenChunk):
+                unsaid = False
+                yield replace(message, digest=self._model["digest"])
+            else:
+                yield message
+
+    def record_replica_metadata(self) -> dict[str, str]:
+        """For `AffinityRouter`: whose requests this router can answer."""
+        return self._model
 
     def check_health(self) -> None:
         """Serve's health check."""
         if not self._runtime.engine.alive:
             raise RuntimeError("the engine's thread has stopped")
+        if not self._runtime.engine.responsive:
+            raise RuntimeError("the engine's thread hangs: it is longer in one layer than any layer can take")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Load for the autoscaler; `LoadReporter.read` says what each number means."""

@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from cluster.errors import DeadlineError, EngineError, ExpertScaleError, OverloadedError, RouterStoppingError
+from cluster.errors import DeadlineError, EngineError, ExpertScaleError, RouterStoppingError
 from deployments.generation import GenerationRequest, TokenChunk
+from deployments.router.admission import Admission
 from deployments.router.latency import Latency, Percentiles
 from deployments.router.load import EngineStats
 from deployments.router.page_pool import PagePool
@@ -27,6 +28,7 @@ from deployments.router.sampler import Sampled, sample
 from deployments.router.scheduler import Plan, Scheduler
 from deployments.router.sequence import Sequence, make_sequences
 from deployments.router.step import BackboneLike
+from deployments.router.vitals import Vitals
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,8 @@ class Engine:
     """Generates tokens for many requests at once. All methods but `turn` and `check_idle` from any thread.
 
     max_batch_tokens: tokens of one step. max_sequences: choices running at once. max_queued_requests: requests that
-    may wait beyond those that can start at once. routing: told of all steps. clock: seconds, monotonic.
+    may wait beyond those that can start at once. max_wait_share: as in `RouterSpec`, or None for no such bound.
+    routing: told of all steps. vitals: told when the thread works. clock: seconds, monotonic.
     """
 
     def __init__(
@@ -57,15 +60,26 @@ class Engine:
         max_batch_tokens: int,
         max_sequences: int,
         max_queued_requests: int,
+        max_wait_share: float | None = None,
         routing: RoutingRecord | None = None,
+        vitals: Vitals | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backbone = backbone
         self._pool = PagePool(backbone.num_pages, backbone.page_tokens)
         self._scheduler = Scheduler(self._pool, max_batch_tokens=max_batch_tokens, max_sequences=max_sequences)
         self._max_sequences = max_sequences
-        self._max_queued_requests = max_queued_requests
+        self._admission = Admission(
+            max_batch_tokens=max_batch_tokens,
+            max_sequences=max_sequences,
+            pages=backbone.num_pages,
+            page_tokens=backbone.page_tokens,
+            max_queued_requests=max_queued_requests,
+            max_wait_share=max_wait_share,
+            clock=clock,
+        )
         self._routing = routing
+        self._vitals = vitals or Vitals()
         self._clock = clock
         self._latency = Latency(clock)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -95,11 +109,16 @@ class Engine:
         """Whether the thread runs; for health checks."""
         return self._thread.is_alive()
 
+    @property
+    def responsive(self) -> bool:
+        """Whether the thread runs and gets on: it computes, waits for experts within bounds, or has nothing to do."""
+        return self.alive and not self._vitals.stuck
+
     def submit(self, request: GenerationRequest, emit: Emit) -> None:
         """Accept a request. `emit` is called on the engine's thread and must neither block nor raise.
 
         Raises:
-            RequestError: it can never run here. OverloadedError: the queue is full. RouterStoppingError: too late.
+            RequestError: it can never run here. OverloadedError: it would wait too long. RouterStoppingError: too late.
             EngineError: a request of this id is still alive.
         """
         with self._changed:
@@ -111,8 +130,8 @@ class Engine:
             sequences = make_sequences(request, self._backbone, self._arrivals, now)
             queued = sum(not live.sequences[0].admitted for live in self._live.values())
             at_once = 0 if self._passed_over else self._max_sequences - len(self._scheduler.running)
-            if queued >= self._max_queued_requests + at_once:
-                raise OverloadedError(f"{queued} requests are waiting already.")
+            present = [each for live in self._live.values() for each in live.sequences if each.finish_reason is None]
+            self._admission.check(sequences, present, queued, at_once)
             deadline = None if request.timeout_s is None else now + request.timeout_s
             live = _Live(request, emit, sequences, deadline)
             self._arrivals += len(sequences)
@@ -168,6 +187,7 @@ class Engine:
             preemptions=self._scheduler.preemptions,
             last_step_s=self._last_step_s,
             step_s=self._step_s,
+            refused=self._admission.refused,
         )
 
     def latency(self) -> Percentiles:
@@ -204,6 +224,7 @@ class Engine:
 
     def turn(self) -> bool:
         """Take in what has arrived and run one step, if there is one; the thread's loop, once. False: nothing to do."""
+        self._vitals.work()
         self._intake()
         working = bool(self._owner)
         if working:
@@ -211,6 +232,7 @@ class Engine:
             self._step()
             self._last_step_s = time.perf_counter() - started
             self._step_s += self._last_step_s
+            self._admission.step(self._last_step_s)
         self._passed_over = bool(self._scheduler.waiting)
         return working
 
@@ -224,6 +246,7 @@ class Engine:
                 self._fail_all(EngineError(f"The engine failed: {type(error).__name__}."))
 
     def _await_work(self) -> bool:
+        self._vitals.rest()
         with self._changed:
             self._changed.wait_for(lambda: self._owner or self._inbox or self._dropped or self._stopped)
             return not self._stopped
@@ -288,6 +311,7 @@ class Engine:
         self._tokens_generated += 1
         self._cached_tokens += chunk.cached_tokens
         if sequence.finish_reason is not None:
+            self._admission.ended(sequence)
             self._release([sequence])
         finished = all(other.finish_reason for other in live.sequences)
         emitted = self._end(live) if finished else self._alive(live)

@@ -12,12 +12,20 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Protocol
 
-from deployments.generation import GenerationRequest, TokenChunk
+from deployments.generation import GenerationRequest, Pulse, TokenChunk
 from deployments.router.pace import Pace
+
+PULSE_S = 1.0
+"""Silence after which a stream says that its router lives."""
+NOBODY = Pulse("")
 
 
 class EngineLike(Protocol):
     """What `generate` needs of an engine; see `Engine`."""
+
+    @property
+    def responsive(self) -> bool:
+        """Whether its thread gets on."""
 
     def submit(self, request: GenerationRequest, emit: Outbox) -> None:
         """Accept the request or raise; then call `emit` with chunks, and at most once, last, with an exception."""
@@ -128,9 +136,11 @@ def merge(first: TokenChunk, second: TokenChunk) -> TokenChunk:
 
 
 async def generate(
-    engine: EngineLike, request: GenerationRequest, pace: Pace | None = None
-) -> AsyncIterator[TokenChunk]:
+    engine: EngineLike, request: GenerationRequest, pace: Pace | None = None, *, pulse: Pulse = NOBODY
+) -> AsyncIterator[TokenChunk | Pulse]:
     """Chunks of a request as `pace` lets them go; closing or cancelling the iteration cancels the request.
+
+    `pulse` first, and again wherever `PULSE_S` pass without a chunk; none while the engine does not get on.
 
     Raises:
         ExpertScaleError: what `Engine.submit` raises, or what the engine ends the request with.
@@ -140,8 +150,17 @@ async def generate(
     if pace is not None:
         pace.enter(request.sampling.n)
     try:
-        async for chunk in outbox:
-            yield chunk
+        chunk: TokenChunk | None = None
+        while not outbox.ended:
+            if chunk is None and engine.responsive:
+                yield pulse
+            try:
+                async with asyncio.timeout(PULSE_S):
+                    chunk = await anext(outbox)
+            except TimeoutError:
+                chunk = None
+            else:
+                yield chunk
     finally:
         if pace is not None:
             pace.leave(request.sampling.n)

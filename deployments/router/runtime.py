@@ -25,6 +25,7 @@ from deployments.experts.weights import GroupWeights, ProgressBar, load_group
 from deployments.router.backbone import load_backbone
 from deployments.router.engine import Engine
 from deployments.router.routing import RoutingRecord
+from deployments.router.vitals import COMPUTE_S, Vitals
 
 PAGE_TOKENS = 16
 
@@ -49,8 +50,15 @@ class RouterRuntime:
         plan = blueprint.plan
         self._transport = _transport(blueprint, experts, router, key=key, node=node, device=device)
         self.dispatcher = Dispatcher(
-            blueprint.placement, self._transport, wait_s=experts.wait_s, timeout_s=experts.timeout_s, on_lost=on_lost
+            blueprint.placement,
+            self._transport,
+            wait_s=experts.wait_s,
+            timeout_s=experts.timeout_s,
+            hedge_after=experts.hedge_after,
+            on_lost=on_lost,
         )
+        # What `scatter` allows a row at most: silence, then `wait_s` of tries, and the silence of the last one.
+        vitals = Vitals(experts_s=experts.wait_s + 2 * experts.timeout_s + COMPUTE_S)
         routing = None
         if experts.transport == "local":
             self.dispatcher.update(_everything_here(experts, blueprint))
@@ -61,7 +69,7 @@ class RouterRuntime:
             plan,
             dtype=getattr(torch, plan.dtype),
             device=torch.device(device),
-            moe=self.dispatcher.scatter_gather,
+            moe=vitals.watched(self.dispatcher.scatter_gather),
             kv_tokens=router.kv_tokens,
             page_tokens=PAGE_TOKENS,
             batch_invariant=router.batch_invariant,
@@ -71,7 +79,9 @@ class RouterRuntime:
             max_batch_tokens=router.max_batch_tokens,
             max_sequences=router.max_sequences,
             max_queued_requests=router.max_queued_requests,
+            max_wait_share=router.max_wait_share,
             routing=routing,
+            vitals=vitals,
         )
 
     @property

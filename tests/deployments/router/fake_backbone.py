@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,7 +158,7 @@ class FakeClock:
         return self.now
 
 
-def make_engine(backbone: FakeBackbone, clock: Callable[[], float] | None = None, **limits: int) -> Engine:
+def make_engine(backbone: FakeBackbone, clock: Callable[[], float] | None = None, **limits: Any) -> Engine:
     """An engine that is not started: tests turn it by hand."""
     limits = {"max_batch_tokens": 16, "max_sequences": 4, "max_queued_requests": 100} | limits
     return Engine(backbone, clock=clock or FakeClock(), **limits)

@@ -1,13 +1,20 @@
 """Ranking of Router replicas: same key, same replica, unless that one is much busier. About two seconds, no Ray."""
 
+import asyncio
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.serve._private.common import DeploymentID, ReplicaID
+from ray.serve._private.request_router.common import ReplicaQueueLengthCache
+from ray.serve.request_router import RequestRouter
 
-from deployments.router.affinity import PREFIX_TOKENS, affinity_key, overload_limit, rank
+from deployments.generation import GenerationRequest, SamplingParams
+from deployments.router.affinity import PREFIX_TOKENS, AffinityRouter, affinity_key, may_answer, overload_limit, rank
+from deployments.whereabouts import Whereabouts
 
 CHANCE = random.Random(0)
 KEYS = st.binary(min_size=1, max_size=40)
@@ -96,3 +103,85 @@ def test_without_a_key_two_random_replicas_compete_and_the_others_wait():
     assert len(pairs) == 3
     assert all(len(pair) == 2 for pair in pairs)
     assert ranked(None, {"a": 0}) == [["a"], []]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "digest", "may"),
+    [
+        ("v", "", True),
+        ("", "", True),
+        ("w", "", False),  # another tokenizer, or another name: its tokens mean something else there
+        ("v", "d", True),
+        ("v", "e", False),  # it has tokens of another model already
+        ("", "d", True),
+    ],
+)
+def test_a_request_goes_to_routers_that_understand_it_and_once_begun_to_those_of_its_model(vocabulary, digest, may):
+    request = GenerationRequest(
+        "r", (1,), SamplingParams(max_tokens=1, seed=0), 1, vocabulary=vocabulary, digest=digest
+    )
+    assert may_answer(request, {"vocabulary": "v", "digest": "d"}) is may
+    assert may_answer(request, {})
+
+
+DEPLOYMENT = DeploymentID("Router")
+
+
+def replica(name):
+    return SimpleNamespace(replica_id=ReplicaID(name, DEPLOYMENT), replica_metadata={})
+
+
+def pending_of(session):
+    request = GenerationRequest("call", (1, 2), SamplingParams(max_tokens=1, seed=0), prompt_tokens=2)
+    metadata = SimpleNamespace(session_id=session)
+    context = SimpleNamespace(should_backoff=False)
+    return SimpleNamespace(args=[request], kwargs={}, metadata=metadata, routing_context=context)
+
+
+def adapter():
+    """The adapter without Serve's machinery behind it."""
+    router = AffinityRouter.__new__(AffinityRouter)
+    router.initialize_state()
+    router._whereabouts = Whereabouts(lambda: 0.0)
+    router._replica_queue_len_cache = ReplicaQueueLengthCache()
+    return router
+
+
+def choice(router, names, session):
+    levels = asyncio.run(router.choose_replicas([replica(name) for name in names], pending_of(session)))
+    return [[each.replica_id.unique_id for each in level] for level in levels]
+
+
+@pytest.mark.parametrize("session", ["", *(f"s{index}" for index in range(20))])
+def test_a_silent_replica_comes_last_whatever_prefers_it_and_is_asked_before_it_gets_anything(session):
+    router = adapter()
+    for name in "abc":
+        router._replica_queue_len_cache.update(ReplicaID(name, DEPLOYMENT), 0)
+    router._whereabouts.suspect("b")
+    *trusted, last = choice(router, "abc", session)
+    assert last == ["b"]
+    assert sorted(name for level in trusted for name in level) == ["a", "c"]
+    # Serve probes those whose queue it does not know.
+    assert router.replica_queue_len_cache.get(ReplicaID("b", DEPLOYMENT)) is None
+    assert router.replica_queue_len_cache.get(ReplicaID("a", DEPLOYMENT)) == 0
+
+
+def test_a_silent_replica_is_all_there_is_where_there_is_no_other():
+    router = adapter()
+    router._whereabouts.suspect("b")
+    assert choice(router, "b", "s") == [["b"]]
+
+
+def test_each_call_s_replica_is_known_from_when_it_is_sent_until_it_is_refused(monkeypatch):
+    seen = []
+
+    async def choose(self, _pending_request, *, is_retry=False):
+        seen.append(self._whereabouts.placed("call"))
+        return replica("b" if is_retry else "a")
+
+    monkeypatch.setattr(RequestRouter, "_choose_replica_for_request", choose)
+    router = adapter()
+    for is_retry in (False, True):
+        asyncio.run(router._choose_replica_for_request(pending_of("s"), is_retry=is_retry))
+        seen.append(router._whereabouts.placed("call").router)
+    assert seen == [None, "a", None, "b"]

@@ -10,6 +10,7 @@ from ray.serve.config import RequestRouterConfig
 from deployments.generation import GenerationRequest, SamplingParams
 from deployments.router.affinity import PREFIX_TOKENS
 from deployments.targets import TargetReplicas
+from deployments.whereabouts import WHEREABOUTS
 
 APPLICATION = "affinity"
 
@@ -86,6 +87,22 @@ def test_requests_of_a_session_or_with_a_common_prefix_meet_on_one_replica(handl
     assert set.union(*by_prefix) == seen
     streamed = answering.options(session_id="session-0", stream=True).stream.remote(short())
     assert set(streamed) == by_session[0]
+
+
+def test_the_caller_s_process_knows_where_a_call_is_and_can_have_a_replica_avoided(handles):
+    _, answering = handles
+    handle = answering.options(session_id="avoiding")
+    home = handle.who.remote(short()).result(timeout_s=30)
+    placed = WHEREABOUTS.placed(short().request_id)
+    assert home.endswith(placed.router)
+    WHEREABOUTS.suspect(placed.router)
+    try:
+        others = {handle.who.remote(short()).result(timeout_s=30) for _ in range(6)}
+    finally:
+        WHEREABOUTS._suspects.clear()
+    assert len(others) == 1
+    assert home not in others
+    assert handle.who.remote(short()).result(timeout_s=30) == home
 
 
 def test_concurrent_calls_of_one_request_are_all_answered(handles):

@@ -341,8 +341,9 @@ async def gather(engine: Engine, requests: list[GenerationRequest]) -> list[dict
 
     async def consume(request: GenerationRequest) -> dict[int, tuple[list[int], str | None]]:
         inbox = Inbox(request.sampling.n)
-        async for chunk in generate(engine, request):
-            inbox(chunk)
+        async for message in generate(engine, request):
+            if isinstance(message, TokenChunk):
+                inbox(message)
         return inbox.result
 
     return list(await asyncio.gather(*(consume(request) for request in requests)))
@@ -441,8 +442,9 @@ def test_submissions_and_cancellations_from_many_threads_leave_nothing_behind() 
 
         async def consume() -> bool:
             inbox = Inbox()
-            async for chunk in generate(engine, request):
-                inbox(chunk)
+            async for message in generate(engine, request):
+                if isinstance(message, TokenChunk):
+                    inbox(message)
                 if cancel:
                     return True
             return inbox.result == expected(request, backbone)

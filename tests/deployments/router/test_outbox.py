@@ -6,14 +6,19 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from typing import TypeVar
 
 import pytest
 
 from cluster.errors import DeadlineError, OverloadedError
-from deployments.generation import GenerationRequest, TokenChunk, TokenLogprob
+from deployments.generation import GenerationRequest, Pulse, TokenChunk, TokenLogprob
 from deployments.router.outbox import Outbox, generate, merge
 from deployments.router.pace import SHORTEST_S, Pace
+from tests import virtual_time
 from tests.deployments.router.fake_backbone import make_request
+
+PULSE = Pulse("r1")
+T = TypeVar("T")
 
 
 def chunk(token: int, choice: int = 0, **fields: object) -> TokenChunk:
@@ -24,7 +29,7 @@ def last(token: int, choice: int = 0) -> TokenChunk:
     return chunk(token, choice, finish_reason="stop")
 
 
-async def collect(outbox: AsyncIterator[TokenChunk]) -> list[TokenChunk]:
+async def collect(outbox: AsyncIterator[T]) -> list[T]:
     return [item async for item in outbox]
 
 
@@ -218,6 +223,7 @@ class ScriptedEngine:
 
     def __init__(self, *items: TokenChunk | Exception) -> None:
         self.items = items
+        self.responsive = True
         self.cancelled: list[str] = []
 
     def submit(self, _: GenerationRequest, emit: Callable[[TokenChunk | Exception], None]) -> None:
@@ -231,10 +237,10 @@ class ScriptedEngine:
 def test_a_finished_generation_is_not_cancelled() -> None:
     engine = ScriptedEngine(chunk(1), last(2))
 
-    async def scenario() -> list[TokenChunk]:
-        return await collect(generate(engine, make_request([1])))
+    async def scenario() -> list[TokenChunk | Pulse]:
+        return await collect(generate(engine, make_request([1]), pulse=PULSE))
 
-    assert asyncio.run(scenario()) == [TokenChunk(0, (1, 2), None, "stop")]
+    assert asyncio.run(scenario()) == [PULSE, TokenChunk(0, (1, 2), None, "stop")]
     assert engine.cancelled == []
 
 
@@ -243,6 +249,10 @@ def test_a_consumer_that_leaves_cancels_the_request() -> None:
 
     async def leave_early() -> None:
         async with aclosing(generate(engine, make_request([1], "early"))) as chunks:
+            assert [await anext(chunks), await anext(chunks)] == [Pulse(""), chunk(1)]
+
+    async def leave_at_the_first_pulse() -> None:
+        async with aclosing(generate(engine, make_request([1], "at once"))) as chunks:
             await anext(chunks)
 
     async def cancelled_while_waiting() -> None:
@@ -254,8 +264,9 @@ def test_a_consumer_that_leaves_cancels_the_request() -> None:
             await task
 
     asyncio.run(leave_early())
+    asyncio.run(leave_at_the_first_pulse())
     asyncio.run(cancelled_while_waiting())
-    assert engine.cancelled == ["early", "waiting"]
+    assert engine.cancelled == ["early", "at once", "waiting"]
 
 
 def test_streams_count_for_the_pace_while_they_are_open() -> None:
@@ -279,3 +290,41 @@ def test_errors_of_the_engine_reach_the_consumer() -> None:
 
     with pytest.raises(OverloadedError):
         asyncio.run(scenario())
+
+
+def heard(engine: ScriptedEngine, *events: tuple[float, Callable[[Outbox], None]]) -> list[tuple[float, object]]:
+    """(second, message) of a generation during which each of `events` happens at its second."""
+
+    async def scenario() -> list[tuple[float, object]]:
+        loop = asyncio.get_running_loop()
+
+        def submit(_: GenerationRequest, emit: Outbox) -> None:
+            for at_s, happen in events:
+                loop.call_at(at_s, happen, emit)
+
+        engine.submit = submit  # type: ignore[assignment, method-assign]
+        return [(loop.time(), message) async for message in generate(engine, make_request([1]), pulse=PULSE)]
+
+    return virtual_time.run(scenario())
+
+
+def test_a_silent_stream_says_each_second_that_its_router_lives() -> None:
+    said = heard(ScriptedEngine(), (2.5, lambda emit: emit(chunk(1))), (2.9, lambda emit: emit(last(2))))
+    assert said == [(0, PULSE), (1, PULSE), (2, PULSE), (2.5, chunk(1)), (2.9, last(2))]
+
+
+def test_a_stream_with_tokens_needs_no_pulse() -> None:
+    events = [(0.9 * i, lambda emit: emit(chunk(1))) for i in range(1, 10)]
+    said = heard(ScriptedEngine(), *events, (9.0, lambda emit: emit(last(2))))
+    assert [message for _, message in said] == [PULSE, *[chunk(1)] * 9, last(2)]
+
+
+def test_while_the_engine_hangs_there_is_silence_and_tokens_still_go() -> None:
+    engine = ScriptedEngine()
+    engine.responsive = False
+
+    def mend(_: Outbox) -> None:
+        engine.responsive = True
+
+    said = heard(engine, (3.2, lambda emit: emit(chunk(1))), (5.7, mend), (6.5, lambda emit: emit(last(2))))
+    assert said == [(3.2, chunk(1)), (6.2, PULSE), (6.5, last(2))]
