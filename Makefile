@@ -14,7 +14,7 @@ export $(shell sed -n 's/^\([A-Z_]*\)=.*/\1/p' threads.env)
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup serve test test-steady soak bench bench-smoke check format
+.PHONY: setup serve test test-steady soak bench bench-smoke check audit format
 
 setup: $(VENV)/.done
 
@@ -47,6 +47,13 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known holes in the pinned versions, in an environment of its own. Needs PyPI's own JSON interface, which mirrors may
+# lack: what could not be looked up counts as a failure.
+audit:
+	@test -x .expertscale/audit/bin/pip-audit || { $(PYTHON) -m venv .expertscale/audit && \
+		.expertscale/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
+	.expertscale/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 format: setup
 	$(BIN)/ruff check --fix .

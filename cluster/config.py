@@ -44,6 +44,7 @@ Positive = Annotated[int, Field(ge=1, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 Number = Annotated[float, BeforeValidator(_no_boolean)]
 PositiveSeconds = Annotated[Number, Field(gt=0, le=86400)]
+VariableName = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
 
 # The tags keep pydantic from reporting one error for each alternative; they are no part of the key.
 _COUNT, _BY_GROUP, _ELASTIC = "(count)", "(by group)", "(elastic)"
@@ -229,6 +230,7 @@ class RouterSpec(Spec):
     max_batch_tokens: tokens of one step, prefill chunks included. max_sequences: sequences in one step.
     kv_tokens: tokens the KV pool of one router holds, in pages of 16: what does not fill one would be promised in vain.
     max_queued_requests: waiting beyond that is answered 429.
+    max_wait_share: so is a request that would wait for its start longer than this share of what a usual request takes.
     chunks_per_s: messages of tokens one router sends a second, shared by its streams: the more, the larger.
     batch_invariant: a row's result does not depend on what else is in the batch, bit for bit, at a cost in speed.
     """
@@ -238,6 +240,7 @@ class RouterSpec(Spec):
     max_sequences: Positive = 64
     kv_tokens: int = Field(default=32768, ge=16, multiple_of=16, strict=True)
     max_queued_requests: Positive = 256
+    max_wait_share: Annotated[Number, Field(gt=0)] = 0.75
     chunks_per_s: Positive = 160
     batch_invariant: bool = False
     resources: ResourceSpec = ResourceSpec()
@@ -273,15 +276,34 @@ class IngressSpec(Spec):
 
 
 class SecuritySpec(Spec):
-    """Paths of secrets, never secrets: the application's arguments are readable through Serve's API.
+    """Where secrets are, never secrets: the application's arguments are readable through Serve's API.
 
-    api_keys_file, admin_keys_file: one key a line; without them no key is asked for.
+    api_keys_file, admin_keys_file: hashed keys, one a line (`python -m deployments.ingress.keys` makes them).
+    api_keys_env, admin_keys_env: instead of a file, the environment variable that holds these lines.
+    allow_open: answer on other addresses than loopback though no API key is asked for.
     cluster_key_file: the key routers and expert replicas prove to each other; made on the first start where missing.
+    cluster_key_env: the variable that holds this key; counts where no file is named.
     """
 
     api_keys_file: str | None = None
+    api_keys_env: VariableName | None = None
     admin_keys_file: str | None = None
-    cluster_key_file: str = ".expertscale/cluster.key"
+    admin_keys_env: VariableName | None = None
+    allow_open: bool = False
+    cluster_key_file: str | None = None
+    cluster_key_env: VariableName = "EXPERTSCALE_CLUSTER_KEY"
+
+    @model_validator(mode="after")
+    def _one_source_each(self) -> SecuritySpec:
+        for kind in ("api_keys", "admin_keys"):
+            if getattr(self, f"{kind}_file") is not None and getattr(self, f"{kind}_env") is not None:
+                raise ValueError(f"`{kind}_file` and `{kind}_env` are both given; leave one of them out")
+        return self
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether clients need an API key."""
+        return self.api_keys_file is not None or self.api_keys_env is not None
 
 
 class AppConfig(Spec):

@@ -8,12 +8,16 @@ ExpertScaleError
 ├── RequestError             400, the client must change its request
 │   ├── ModelNotFoundError   404
 │   ├── AuthenticationError  401
-│   └── BodyTooLargeError    413
+│   ├── BodyTooLargeError    413
+│   ├── HeadersTooLargeError 431
+│   └── SlowBodyError        408, the body did not arrive in time
 ├── OverloadedError          429, come back after `retry_after_s`
+│   └── RateLimitError       429, the API key has used up one of its limits
 ├── DeadlineError            504, the request's own deadline has passed
 ├── ExpertsUnavailableError  503, no replica of a needed group answered in time
 ├── DirectoryUnavailableError  503, the Directory does not answer; it may be restarting
 ├── RouterStoppingError      503, this router is going away: another one can take over
+├── ReplicaStartError        a replica cannot start; Serve tries again
 ├── EngineError              500, a step failed; only its requests are affected
 └── FabricError              between router and expert replica; the dispatcher handles it
     ├── FrameError           bytes that are no valid frame
@@ -85,6 +89,18 @@ class BodyTooLargeError(RequestError):
     status = 413
 
 
+class SlowBodyError(RequestError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+
+
+class HeadersTooLargeError(RequestError):
+    """The request's headers exceed the limit."""
+
+    status = 431
+
+
 class OverloadedError(ExpertScaleError):
     """Every queue is full. `retry_after_s` is a guess at when it is worth coming back."""
 
@@ -98,6 +114,13 @@ class OverloadedError(ExpertScaleError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (str(self), self.retry_after_s))
+
+
+class RateLimitError(OverloadedError):
+    """The API key has used up one of its own limits; the message says which. The server may well be idle."""
+
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class DeadlineError(ExpertScaleError):
@@ -129,6 +152,12 @@ class RouterStoppingError(ExpertScaleError):
     status = 503
     retryable = True
     kind = "router_stopping"
+
+
+class ReplicaStartError(ExpertScaleError):
+    """A replica cannot start; the message says in one sentence which and why. Serve tries again."""
+
+    kind = "replica_start_error"
 
 
 class EngineError(ExpertScaleError):

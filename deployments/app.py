@@ -7,27 +7,40 @@ says in one sentence per error what is wrong with a config file, without startin
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` to validate its arguments.
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.serve.config import RequestRouterConfig
+from ray.serve.config import BackpressureConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from cluster.blueprint import Blueprint, make_blueprint
 from cluster.config import ELASTIC, HOME_POOL, AppConfig, PoolSpec, ResourceSpec, deployment_name, resolve
 from cluster.errors import ConfigError
-from cluster.keys import make_key_file
+from cluster.keys import provide_key, read_key_file
 from deployments import config_file
 from deployments.directory import Directory
 from deployments.experts.deployment import ExpertGroup
+from deployments.ingress.auth import authenticator
 from deployments.ingress.deployment import Ingress
+from deployments.ingress.exposure import refuse_open
 from deployments.router.deployment import Router
 
 POLICY_FUNCTION = "autoscale.serve_policy:ServePolicy"
 # The policy owns all delays. Reports reach the controller within half a second and are read raw, not averaged.
 _REPORTING = {"upscale_delay_s": 0, "downscale_delay_s": 0, "metrics_interval_s": 0.5, "look_back_period_s": 1}
+
+SURGE_PERCENT = 100
+"""In a rollout the whole new version starts beside the old one. Where there is no room for both, Serve waits for it."""
+HEALTH = {"health_check_period_s": 2, "health_check_timeout_s": 6}
+"""Three strikes: Serve replaces a replica that hangs, or whose process was stopped, after some 20 s."""
+MARGIN_S = 10.0
+"""What a replica gets beyond the longest request to end in peace, before Serve kills it."""
+
+CALLS_FACTOR = 4
+"""Calls a router or ingress may hold for each request it may have accepted: refusals are calls too, if short ones."""
 
 
 def build(args: AppConfig) -> serve.Application:
@@ -37,27 +50,48 @@ def build(args: AppConfig) -> serve.Application:
         ConfigError: what `check` would have said; `serve run` itself would print a traceback and stay up.
     """
     blueprint = make_blueprint(args)
-    make_key_file(resolve(args.security.cluster_key_file))
+    longest_s = args.ingress.request_timeout_s
+    provide_key(args.security, os.environ)
     directory = _directory(args, blueprint)
     router = Router.options(  # type: ignore[attr-defined]
         **_router_size(args),
         ray_actor_options=args.router.resources.ray_actor_options(),
-        # Serve's bound holds what runs and what the engine queues; the rest waits at the handle, up to its own bound.
-        max_ongoing_requests=2 * args.router.max_sequences,
+        # The engine alone decides who waits, and says at once whom it refuses: nobody waits at the handle for a place
+        # in the queue, only for a router where there is none.
+        max_ongoing_requests=CALLS_FACTOR * _accepted(args),
         max_queued_requests=args.router.max_queued_requests,
-        graceful_shutdown_timeout_s=args.ingress.request_timeout_s,
+        max_surge_percent=SURGE_PERCENT,
+        **HEALTH,
+        graceful_shutdown_timeout_s=longest_s + MARGIN_S,
         request_router_config=RequestRouterConfig(request_router_class="deployments.router.affinity:AffinityRouter"),
     ).bind(args, blueprint, directory)
     return Ingress.options(  # type: ignore[attr-defined]
         num_replicas=args.ingress.replicas,
         ray_actor_options=args.ingress.resources.ray_actor_options(),
-        max_ongoing_requests=4 * args.router.max_queued_requests,
-        graceful_shutdown_timeout_s=args.ingress.request_timeout_s,
+        max_ongoing_requests=_http_calls(args),
+        max_queued_requests=_http_calls(args),
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        max_surge_percent=SURGE_PERCENT,
+        **HEALTH,
+        graceful_shutdown_timeout_s=longest_s + MARGIN_S,
     ).bind(args, blueprint, router, directory, _expert_groups(args, blueprint, directory))
+
+
+def _accepted(args: AppConfig) -> int:
+    """Requests one router may have at once."""
+    return args.router.max_sequences + args.router.max_queued_requests
+
+
+def _http_calls(args: AppConfig) -> int:
+    """HTTP requests one ingress may have at once, and as many in front of it; more are answered 429 by Serve."""
+    routers = args.experts.max_replicas_hard if args.router.replicas == ELASTIC else args.router.replicas
+    return CALLS_FACTOR * _accepted(args) * int(routers)
 
 
 def _directory(args: AppConfig, blueprint: Blueprint) -> Any:
     return Directory.options(  # type: ignore[attr-defined]
+        max_surge_percent=SURGE_PERCENT,
+        **HEALTH,
         ray_actor_options=ResourceSpec().ray_actor_options(),
     ).bind(args.model.served_name, blueprint.digest.hex(), blueprint.placement, args.experts)
 
@@ -77,7 +111,10 @@ def _expert_groups(args: AppConfig, blueprint: Blueprint, directory: Any) -> lis
                 **_size(count, fewest=1 if pool == HOME_POOL else 0, args=args),
                 name=deployment_name(group, pool),
                 ray_actor_options=spec.resources.ray_actor_options(),
-                graceful_shutdown_timeout_s=2 * args.experts.timeout_s,
+                max_surge_percent=SURGE_PERCENT,
+                **HEALTH,
+                # Old routers finish their streams first, see `experts.farewell`; then what is on its way is computed.
+                graceful_shutdown_timeout_s=args.ingress.request_timeout_s + 2 * args.experts.timeout_s + MARGIN_S,
                 graceful_shutdown_wait_loop_s=0.1,
             )
             bound.append(deployment.bind(args, blueprint, index, pool, spec.emulate, directory))
@@ -109,7 +146,7 @@ def check(path: Path) -> list[str]:
     """Everything wrong with the config file, one sentence each; empty when `serve run` may start."""
     try:
         file = config_file.read(path)
-        _check_paths(file.args)
+        _check_security(file)
         _check_policy(file)
         make_blueprint(file.args)
     except ConfigError as error:
@@ -117,11 +154,14 @@ def check(path: Path) -> list[str]:
     return []
 
 
-def _check_paths(args: AppConfig) -> None:
-    for key in ("api_keys_file", "admin_keys_file"):
-        name = getattr(args.security, key)
-        if name is not None and not resolve(name).is_file():
-            raise ConfigError(f"security.{key}: there is no file {name!r}; give a file with one key a line.")
+def _check_security(file: config_file.ConfigFile) -> None:
+    """Keys that cannot be read, and an open door. Variables are not looked at: the Ingress may run elsewhere."""
+    security = file.args.security
+    authenticator(security.model_copy(update={"api_keys_env": None, "admin_keys_env": None}), {})
+    if security.cluster_key_file is not None and (path := resolve(security.cluster_key_file)).exists():
+        read_key_file(path)
+    # A file without a host is checked as `make serve` runs it; `serve run` is for the Ingress to refuse.
+    refuse_open((file.document.get("http_options") or {}).get("host", config_file.HOST), security)
 
 
 def _check_policy(file: config_file.ConfigFile) -> None:

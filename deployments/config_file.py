@@ -18,6 +18,8 @@ from cluster.config import AppConfig, parse_args
 from cluster.errors import ConfigError
 
 IMPORT_PATH = "deployments.app:build"
+HOST = "127.0.0.1"
+"""Where `make serve` listens unless the file names a host."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class ConfigFile:
         """The YAML text that is run: HTTP on loopback at `port` unless the file itself names a host."""
         document = copy.deepcopy(self.document)
         http = document.setdefault("http_options", {})
-        http.setdefault("host", "127.0.0.1")
+        http.setdefault("host", HOST)
         http["port"] = port
         return yaml.safe_dump(document, sort_keys=False)
 

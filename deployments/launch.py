@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from cluster.config import project_root
+from cluster.keys import new_key
 from deployments import config_file
 from deployments.config_file import ConfigFile
 from deployments.startup import StartFailedError, StartWatch
@@ -90,6 +91,10 @@ def _run(derived: Path, port: int, file: ConfigFile) -> int:
     if gone is not None and "RAY_ADDRESS" not in environment:
         print(f"The Ray cluster that {_record()} names, {gone}, does not answer; starting one of our own.", flush=True)
         environment["RAY_ADDRESS"] = "local"
+    if environment.get("RAY_ADDRESS", "local") == "local":
+        # A key for this start alone, never on disk. Whatever this Ray starts inherits it, replicas of a later
+        # `serve deploy` too; a cluster that is joined would not.
+        environment.setdefault(file.args.security.cluster_key_env, new_key())
     # Should this process be killed, `serve run` must not stay behind with nobody to stop it.
     process = subprocess.Popen(
         command,

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from cluster.config import AppConfig, SecuritySpec, resolve
+from cluster.config import AppConfig
 from deployments.config_file import ConfigFile
 
 DASHBOARD_PORT, DASHBOARD_TRIES = 8265, 50  # Ray's own
@@ -45,7 +45,8 @@ class StartWatch:
         """
         if _get(f"{self._url}/health") is not None:
             args = self._file.args
-            cluster = _get(f"{self._url}/v1/cluster", _cluster_key(args.security))
+            # Where an admin key is needed there is none to send: only hashes are known here.
+            cluster = _get(f"{self._url}/v1/cluster")
             return _banner(self._url, args, seconds, cluster)
         if time.monotonic() >= self._ask_serve_at:
             reason = failure(_serve_details(), self._file.application)
@@ -87,17 +88,6 @@ def _ray_token() -> str | None:
     return None
 
 
-def _cluster_key(security: SecuritySpec) -> str | None:
-    """An API key that may see the cluster; None where none is asked for, or none can be read."""
-    name = security.admin_keys_file or security.api_keys_file
-    if name is None:
-        return None
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        lines = map(str.strip, resolve(name).read_text(encoding="utf-8").splitlines())
-        return next((line for line in lines if line and not line.startswith("#")), None)
-    return None
-
-
 def _get(url: str, key: str | None = None) -> dict[str, Any] | None:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
     try:
@@ -109,11 +99,12 @@ def _get(url: str, key: str | None = None) -> dict[str, Any] | None:
 
 
 def _banner(url: str, args: AppConfig, seconds: float, cluster: dict[str, Any] | None) -> str:
-    model, keys = args.model.served_name, args.security.api_keys_file
+    model, security = args.model.served_name, args.security
+    keys = security.api_keys_file or security.api_keys_env
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "def main():"}], "max_tokens": 48})
     lines = ["", f"ExpertScale serves {model} at {url} (ready after {seconds:.0f} s). Try:", ""]
     if keys is not None:
-        lines.append(f"  KEY=...  # one of those in {keys}")
+        lines.append(f"  KEY=...  # one whose hash is in {keys}")
     sent = "-H 'Content-Type: application/json'" + ("" if keys is None else ' -H "Authorization: Bearer $KEY"')
     lines += [f"  curl {url}/v1/chat/completions {sent} -d '{body}'", ""]
     if cluster is not None:

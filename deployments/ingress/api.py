@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from fastapi import FastAPI
@@ -24,10 +25,13 @@ from starlette.routing import BaseRoute, Route
 from cluster.errors import RequestError
 from deployments.generation import GenerationRequest, SamplingParams
 from deployments.ingress.choices import Delta
+from deployments.ingress.deadlines import Deadline
 from deployments.ingress.disconnect import while_connected
 from deployments.ingress.errors import ClientGoneError, error_object, error_response, json_response
 from deployments.ingress.generate import Generation
-from deployments.ingress.parsing import parse_body, read_body
+from deployments.ingress.limits import Lease
+from deployments.ingress.openapi import document
+from deployments.ingress.parsing import check_headers, parse_body, read_body
 from deployments.ingress.prompts import chat_prompt, completion_prompts
 from deployments.ingress.responses import Answer, ChatAnswer, TextAnswer, join
 from deployments.ingress.schemas import ChatBody, CompletionBody
@@ -38,6 +42,8 @@ from deployments.ingress.validation import check_body, check_model, completion_b
 log = logging.getLogger(__name__)
 
 SESSION_HEADER = "x-session-id"
+LAST_WORDS_S = 1.0
+"""For a client to take the error that ends its stream, before it is cut off."""
 _MAX_SESSION_CHARS = 512
 _HEALTH_TIMEOUT_S = 2.0
 
@@ -55,9 +61,10 @@ def create_app(service: Service) -> FastAPI:
         Route("/v1/models/{name:path}", _answering(api.model), methods=["GET"]),
         Route("/v1/cluster", _answering(api.cluster), methods=["GET"]),
         Route("/v1/cluster/loads", _answering(api.loads), methods=["GET"]),
+        Route("/openapi.json", _answering(api.openapi), methods=["GET"]),
         Route("/health", _answering(api.health), methods=["GET"]),
     ]
-    # No interactive documentation: its pages load scripts from other hosts.
+    # Our own description instead of FastAPI's, and no interactive pages: they load scripts from other hosts.
     app = FastAPI(title="ExpertScale", routes=routes, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, _http_error)
     return app
@@ -68,13 +75,16 @@ class _Api:
         self._service = service
 
     async def chat(self, request: Request) -> Response:
-        body, sampling = await self._accept(request, ChatBody)
-        prompts = [("messages", await chat_prompt(body, self._service))]
-        return await self._generate(request, body, sampling, prompts)
+        with self._admit(request) as lease:
+            body, sampling, deadline = await self._accept(request, ChatBody)
+            prompts = [("messages", await chat_prompt(body, self._service))]
+            return await self._generate(request, body, sampling, prompts, deadline, lease)
 
     async def completions(self, request: Request) -> Response:
-        body, sampling = await self._accept(request, CompletionBody)
-        return await self._generate(request, body, sampling, await completion_prompts(body, self._service))
+        with self._admit(request) as lease:
+            body, sampling, deadline = await self._accept(request, CompletionBody)
+            prompts = await completion_prompts(body, self._service)
+            return await self._generate(request, body, sampling, prompts, deadline, lease)
 
     async def models(self, request: Request) -> Response:
         self._service.auth.check_api(request.headers.get("authorization"))
@@ -93,6 +103,10 @@ class _Api:
         self._service.auth.check_admin(request.headers.get("authorization"))
         return json_response(await self._service.cluster.loads())
 
+    async def openapi(self, request: Request) -> Response:
+        self._service.auth.check_api(request.headers.get("authorization"))
+        return json_response(document())
+
     async def health(self, request: Request) -> Response:  # noqa: ARG002 - every handler's signature
         try:
             async with asyncio.timeout(_HEALTH_TIMEOUT_S):
@@ -100,21 +114,27 @@ class _Api:
         except Exception:
             log.warning("the cluster's health is unknown", exc_info=True)
             return json_response({"status": "unavailable", "missing": ["directory"]}, 503)
-        if not health.ready:
-            return json_response({"status": "unavailable", "missing": list(health.missing)}, 503)
-        return json_response({"status": "ok", "missing": []})
+        status = "ok" if health.ready else "unavailable"
+        body = {"status": status, "missing": list(health.missing), "reasons": dict(health.reasons)}
+        return json_response(body, 200 if health.ready else 503)
 
     def _model(self) -> Model:
         model = self._service.model
         return Model(id=model.name, object="model", created=model.created, owned_by="expertscale")
 
-    async def _accept(self, request: Request, kind: type[Asked]) -> tuple[Asked, SamplingParams]:
+    def _admit(self, request: Request) -> Lease:
+        """Before anything is read: is there a key, and has it used up one of its limits?"""
+        return self._service.limiter.admit(self._service.auth.check_api(request.headers.get("authorization")))
+
+    async def _accept(self, request: Request, kind: type[Asked]) -> tuple[Asked, SamplingParams, Deadline]:
         """Everything that can be refused before the cost of tokenising. The budget of tokens comes after it."""
         service = self._service
-        service.auth.check_api(request.headers.get("authorization"))
-        body = parse_body(await read_body(request.stream(), request.headers, service.max_body_bytes), kind)
+        deadline = Deadline(request.headers, service.request_timeout_s)
+        patience_s = min(service.body_timeout_s, deadline.left_s())
+        body = parse_body(await read_body(request.stream(), request.headers, service.max_body_bytes, patience_s), kind)
+        deadline.shorten(body.timeout)
         check_body(body, service.model)
-        return body, sampling_params(body, service.model, max_tokens=1)
+        return body, sampling_params(body, service.model, max_tokens=1), deadline
 
     async def _generate(
         self,
@@ -122,6 +142,8 @@ class _Api:
         body: ChatBody | CompletionBody,
         sampling: SamplingParams,
         prompts: Sequence[tuple[str, tuple[int, ...]]],
+        deadline: Deadline,
+        lease: Lease,
     ) -> Response:
         service = self._service
         chat = isinstance(body, ChatBody)
@@ -132,10 +154,11 @@ class _Api:
         )
         generation = Generation(
             service.router,
-            _requests(id, body, sampling, prompts, service),
+            _requests(id, body, sampling, prompts, service, deadline),
             session_id=_session_id(request, body),
             tokenizer=service.tokenizer,
             stops=body.stop or (),
+            deadline=deadline,
         )
         headers = {"x-request-id": id}
         streaming = False
@@ -147,10 +170,12 @@ class _Api:
             # The status is sent with the first token: what fails before it fails with a status of its own.
             first = await while_connected(request.receive, generation.next())
             streaming = True
-            return EventStream(_events(generation, first, answer, usage), generation.aclose, headers)
+            lease.keep()
+            events = _events(generation, first, answer, usage)
+            return EventStream(events, partial(_end, generation, lease), headers, deadline.gone_s + LAST_WORDS_S)
         finally:
             if not streaming:
-                await generation.aclose()
+                await _end(generation, lease)
 
 
 def _requests(
@@ -159,6 +184,7 @@ def _requests(
     sampling: SamplingParams,
     prompts: Sequence[tuple[str, tuple[int, ...]]],
     service: Service,
+    deadline: Deadline,
 ) -> list[GenerationRequest]:
     """One request for the routers a prompt. A seed the client gave is the same for all; drawn ones differ, or equal
     prompts would get equal answers."""
@@ -172,10 +198,19 @@ def _requests(
                 seed=draw_seed() if body.seed is None else body.seed,
             ),
             prompt_tokens=len(tokens),
-            timeout_s=service.request_timeout_s,
+            timeout_s=deadline.left_s(),
         )
         for i, (param, tokens) in enumerate(prompts)
     ]
+
+
+async def _end(generation: Generation, lease: Lease) -> None:
+    """Whichever end it is: the routers stop, and the key pays for what was used."""
+    try:
+        await generation.aclose()
+    finally:
+        usage = generation.usage()
+        lease.ended(usage.prompt_tokens + usage.completion_tokens)
 
 
 async def _collect(generation: Generation) -> list[Delta]:
@@ -220,6 +255,7 @@ def _answering(handler: Handler) -> Handler:
 
     async def answer(request: Request) -> Response:
         try:
+            check_headers(request.headers.raw)
             return await handler(request)
         except (ClientGoneError, ClientDisconnect):
             return Response(status_code=499)

@@ -74,9 +74,11 @@ class ChatTokenizer:
             return self._render(renamed)
         except Exception as error:  # a template is a program of its own, with every error a program can have
             i = self._culprit(renamed)
-            reason = f"The chat template rejects messages[{i}] (role '{messages[i]['role']}'): {str(error)[:300]}"
+            reason = f"The chat template rejects messages[{i}] (role '{messages[i]['role']}')"
+            # Not what the template says of it, which may quote the message: that is for the client alone.
             log.info("%s", reason)
-            raise RequestError(reason, f"messages[{i}].role", "invalid_value") from None
+            told = f"{reason}: {str(error)[:300].rstrip('.')}."
+            raise RequestError(told, f"messages[{i}].role", "invalid_value") from None
 
     def text_tokens(self, text: str, special: bool = True) -> list[int]:
         """Token ids of `text`, with the tokenizer's own beginning-of-text token unless `special` is False."""

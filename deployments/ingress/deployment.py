@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
+from ray.serve._private import constants
 from ray.serve.handle import DeploymentHandle
 
 from cluster.blueprint import Blueprint
 from cluster.config import AppConfig, resolve
 from cluster.serve_logging import log_through_serve
 from deployments.directory_client import ClusterReader
+from deployments.ingress.exposure import EVERYWHERE, refuse_open
 from deployments.targets import TargetReplicas
 
 if TYPE_CHECKING:
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 class Ingress:
     """Answers HTTP. `experts` is here only because Serve deploys what the root of the application refers to."""
 
-    def __init__(
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
         args: AppConfig,
         blueprint: Blueprint,
@@ -32,6 +36,7 @@ class Ingress:
         experts: list[DeploymentHandle],
     ) -> None:
         log_through_serve()
+        refuse_open(await _listening_host(), args.security)
         self._service = _service(args, blueprint, router, directory)
         self._experts = experts
 
@@ -42,19 +47,29 @@ class Ingress:
         return create_app(self._service)
 
 
+async def _listening_host() -> str | None:
+    """What the HTTP proxies in front of this replica listen on; None where there are none."""
+    # The lookup blocks on the GCS. The two methods are what Serve's own client asks first.
+    controller = await asyncio.to_thread(ray.get_actor, constants.SERVE_CONTROLLER_NAME, namespace="serve")
+    location = await controller.get_proxy_location.remote()
+    options = await controller.get_http_config.remote()
+    # These two modes of Serve listen on every interface whatever the host is.
+    everywhere = constants.RAY_SERVE_ENABLE_HA_PROXY or constants.RAY_SERVE_ENABLE_DIRECT_INGRESS
+    return None if location == "Disabled" else EVERYWHERE if everywhere else options.host
+
+
 def _service(args: AppConfig, blueprint: Blueprint, router: DeploymentHandle, directory: DeploymentHandle) -> Service:
     # The tokenizer drags in transformers: only replicas pay for it, not the process that builds the application.
     from transformers import AutoConfig
 
-    from deployments.ingress.auth import Authenticator, KeyFile
+    from deployments.ingress.auth import authenticator
     from deployments.ingress.chat import ChatTokenizer
     from deployments.ingress.handles import DirectoryCluster, RouterHandle
+    from deployments.ingress.limits import Limiter
     from deployments.ingress.resume import ResumingRouter
     from deployments.ingress.service import ServedModel, Service
 
     config = AutoConfig.from_pretrained(blueprint.model_path, local_files_only=True, trust_remote_code=False)
-    keys = (args.security.api_keys_file, args.security.admin_keys_file)
-    api_keys, admin_keys = (None if name is None else KeyFile(resolve(name)) for name in keys)
     application = serve.get_replica_context().app_name
     return Service(
         model=ServedModel(
@@ -66,9 +81,13 @@ def _service(args: AppConfig, blueprint: Blueprint, router: DeploymentHandle, di
             fingerprint=f"xs-{blueprint.digest.hex()[:12]}",
         ),
         tokenizer=ChatTokenizer.load(resolve(blueprint.model_path)),
-        router=ResumingRouter(RouterHandle(router), clock=time.monotonic),
+        router=ResumingRouter(
+            RouterHandle(router, silence_s=args.ingress.silence_s, vocabulary=blueprint.vocabulary),
+            clock=time.monotonic,
+        ),
         cluster=DirectoryCluster(ClusterReader(directory, TargetReplicas(application))),
-        auth=Authenticator(api_keys, admin_keys),
+        auth=authenticator(args.security),
+        limiter=Limiter(time.monotonic),
         max_body_bytes=args.ingress.max_body_bytes,
         request_timeout_s=args.ingress.request_timeout_s,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -33,8 +34,10 @@ def error_object(error: Exception) -> dict[str, Any]:
     if isinstance(error, ExpertScaleError):
         if error.status == 500:
             log.error("a request failed", exc_info=error)
-        return _body(str(error), error.kind, None, None)
-    log.error("a request failed in a way nobody foresaw", exc_info=error)
+        return _body(str(error), error.kind, None, getattr(error, "code", None))
+    # Not the error's own text: a library's error may quote what it was given, which is the client's prompt.
+    where = "".join(traceback.format_tb(error.__traceback__))
+    log.error("a request failed in a way nobody foresaw, with %s:\n%s", type(error).__name__, where)
     return _body("The server failed to answer this request; its log says why.", "server_error", None, None)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from deployments.ingress.auth import Authenticator
 from deployments.ingress.chat import ChatTokenizer
 from deployments.ingress.clients import ClusterClient, RouterClient
+from deployments.ingress.limits import Limiter
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,17 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Service:
-    """max_body_bytes: larger bodies are answered 413. request_timeout_s: from acceptance to the last token."""
+    """max_body_bytes: larger bodies are answered 413. body_timeout_s: slower ones 408.
+
+    request_timeout_s: from arrival to the last token; requests may ask for less.
+    """
 
     model: ServedModel
     tokenizer: ChatTokenizer
     router: RouterClient
     cluster: ClusterClient
     auth: Authenticator = field(default_factory=Authenticator)
+    limiter: Limiter = field(default_factory=lambda: Limiter(time.monotonic))
     max_body_bytes: int = 4 << 20
+    body_timeout_s: float = 30.0
     request_timeout_s: float = 600.0

@@ -106,7 +106,12 @@ def test_only_the_model_path_is_required():
             with_parts(router={"max_batch_tokens": 8, "max_sequences": 9}),
             "max_batch_tokens (8) is below max_sequences (9): each running sequence needs one token a step.",
         ),
-        (with_parts(security={"key": "x"}), "security.key: unknown key; allowed here: admin_keys_file,"),
+        (with_parts(security={"key": "x"}), "security.key: unknown key; allowed here: admin_keys_env,"),
+        (with_parts(security={"api_keys_env": "a b"}), "security.api_keys_env: the value 'a b' is not allowed:"),
+        (
+            with_parts(security={"api_keys_env": "KEYS", "api_keys_file": "keys"}),
+            "`api_keys_file` and `api_keys_env` are both given; leave one of them out.",
+        ),
     ],
 )
 def test_a_wrong_setting_is_one_sentence_naming_key_value_and_what_is_allowed(args, sentence):

@@ -15,6 +15,7 @@ import yaml
 
 from cluster.config import parse_args
 from deployments.app import build, check
+from deployments.ingress.keys import KeyRecord, digest_of
 from tests.models import save
 from tests.serving import ROOT
 
@@ -80,7 +81,7 @@ CASES: dict[str, tuple[Callable[[Document], object], tuple[str, ...]]] = {
     ),
     "missing keys file": (
         lambda args: args.update(security={"api_keys_file": "no-such-file"}),
-        ("security.api_keys_file", "no-such-file", "one key a line"),
+        ("security.api_keys_file", "no-such-file", "cannot be read"),
     ),
 }
 
@@ -92,6 +93,40 @@ def test_a_wrong_value_is_one_sentence(case: str, tmp_path: Path, checkpoint: Pa
     assert len(errors) == 1, errors
     assert all(word in errors[0] for word in words), errors[0]
     assert errors[0].endswith(".")
+
+
+def security_errors(tmp_path: Path, checkpoint: Path, host: str | None, **security: object) -> list[str]:
+    """What `check` says of a config that listens on `host` with these `security` arguments."""
+    path = write(tmp_path, checkpoint, lambda args: args.update(security=security))
+    document = yaml.safe_load(path.read_text())
+    document["http_options"] = {} if host is None else {"host": host}
+    path.write_text(yaml.safe_dump(document))
+    return check(path)
+
+
+def test_no_address_beyond_this_machine_is_opened_without_keys(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "keys").write_text(KeyRecord("alice", digest_of("secret")).line())
+    [error] = security_errors(tmp_path, checkpoint, "0.0.0.0")
+    assert all(word in error for word in ("http_options.host", "'0.0.0.0'", "api_keys_file", "allow_open"))
+    assert security_errors(tmp_path, checkpoint, "0.0.0.0", allow_open=True) == []
+    assert security_errors(tmp_path, checkpoint, "0.0.0.0", api_keys_file="keys") == []
+    assert security_errors(tmp_path, checkpoint, "0.0.0.0", api_keys_env="KEYS") == []
+    assert security_errors(tmp_path, checkpoint, "127.0.0.1") == []
+    assert security_errors(tmp_path, checkpoint, None) == []
+
+
+def test_keys_that_cannot_be_used_are_found_before_the_start(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "plain").write_text("a-key-as-it-is\n")
+    for name in ("api_keys_file", "admin_keys_file"):
+        [error] = security_errors(tmp_path, checkpoint, None, **{name: "plain"})
+        assert f"security.{name}" in error
+        assert "keys hash NAME" in error
+        assert "a-key-as-it-is" not in error
+    (tmp_path / "cluster").write_text("x" * 64)
+    (tmp_path / "cluster").chmod(0o644)
+    [error] = security_errors(tmp_path, checkpoint, None, cluster_key_file="cluster")
+    assert "security.cluster_key_file" in error
+    assert "chmod 600" in error
 
 
 def placed(tmp_path: Path, checkpoint: Path, groups: list[dict[int, list[int]]]) -> list[str]:
@@ -242,3 +277,39 @@ def test_a_pool_without_replicas_is_deployed_at_zero(checkpoint: Path) -> None:
     assert [asked[name].num_replicas for name in ("experts-0", "experts-0-l4")] == [3, 2]
     bounds = asked["experts-0-h100"].autoscaling_config
     assert (bounds.min_replicas, bounds.initial_replicas) == (0, 0)
+
+
+def test_every_queue_is_bounded_and_only_the_engine_makes_requests_wait(checkpoint: Path) -> None:
+    """All a router may have accepted, and as many again that are being refused, reach it without a wait at a handle."""
+    router = {"replicas": 3, "max_sequences": 8, "max_queued_requests": 12}
+    ingress = build(parse_args({"model": {"path": str(checkpoint)}, "router": router}))._bound_deployment
+    http, calls = (bound._deployment_config for bound in (ingress, ingress.init_args[2]._bound_deployment))
+    assert calls.max_ongoing_requests >= 2 * (8 + 12)
+    assert calls.max_queued_requests == 12
+    assert http.max_ongoing_requests >= 3 * 2 * (8 + 12)
+    assert 0 < http.max_queued_requests <= http.max_ongoing_requests
+    assert (http.backpressure_config.status_code, http.backpressure_config.retry_after_s) == (429, 1)
+
+
+def test_whatever_hangs_is_found_within_half_a_minute(checkpoint: Path) -> None:
+    ingress = build(parse_args({"model": {"path": str(checkpoint)}, "experts": {"groups": 2}}))._bound_deployment
+    router, directory, groups = ingress.init_args[2:]
+    parts = [ingress, *(bound._bound_deployment for bound in (router, directory, *groups))]
+    assert len(parts) == 5
+    for config in (part._deployment_config for part in parts):
+        assert 3 * (config.health_check_period_s + config.health_check_timeout_s) <= 30
+        assert config.health_check_timeout_s >= 5, "a busy machine is no hung one"
+
+
+def test_a_new_version_starts_beside_the_old_one_which_may_finish_the_longest_request(checkpoint: Path) -> None:
+    ingress = {"request_timeout_s": 321.0}
+    application = build(
+        parse_args({"model": {"path": str(checkpoint)}, "experts": {"groups": 2}, "ingress": ingress})
+    )._bound_deployment
+    front, router, directory, groups = application, *(application.init_args[i] for i in (2, 3, 4))
+    bound = [front, *(each._bound_deployment for each in (router, directory, *groups))]
+    configs = {each.name: each._deployment_config for each in bound}
+    assert configs.keys() == {"Ingress", "Router", "Directory", "experts-0", "experts-1"}
+    assert {config.max_surge_percent for config in configs.values()} == {100}
+    # No request waits for the Directory: there is nothing for it to finish.
+    assert all(config.graceful_shutdown_timeout_s > 321 for name, config in configs.items() if name != "Directory")

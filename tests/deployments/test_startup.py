@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
-from pathlib import Path
 
 import pytest
 
-from cluster.config import AppConfig, SecuritySpec, parse_args
+from cluster.config import AppConfig, parse_args
 from deployments import startup
 
 URL = "http://127.0.0.1:8000"
@@ -24,26 +23,8 @@ def test_the_curl_line_sends_a_key_where_one_is_asked_for() -> None:
     assert f"  {line} -d '" in startup._banner(URL, config(admin_keys_file="admins"), 1.0, None)
     keyed = startup._banner(URL, config(api_keys_file="etc/keys"), 1.0, None)
     assert f"""  {line} -H "Authorization: Bearer $KEY" -d '""" in keyed
-    assert "one of those in etc/keys" in keyed
-
-
-@pytest.mark.parametrize(
-    ("names", "wanted"),
-    [
-        ({}, None),
-        ({"api_keys_file": "api"}, "first"),
-        ({"api_keys_file": "api", "admin_keys_file": "admin"}, "boss"),
-        ({"api_keys_file": "nowhere"}, None),
-        ({"api_keys_file": "empty"}, None),
-    ],
-)
-def test_the_cluster_is_asked_with_a_key_that_may_see_it(
-    names: dict[str, str], wanted: str | None, tmp_path: Path
-) -> None:
-    for name, text in (("api", "# ours\n\n first \nsecond\n"), ("admin", "boss\n"), ("empty", "# none\n")):
-        (tmp_path / name).write_text(text)
-    spec = SecuritySpec(**{key: str(tmp_path / name) for key, name in names.items()})
-    assert startup._cluster_key(spec) == wanted
+    assert "one whose hash is in etc/keys" in keyed
+    assert "one whose hash is in MY_KEYS" in startup._banner(URL, config(api_keys_env="MY_KEYS"), 1.0, None)
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{}", b"nonsense\r\n\r\n"])

@@ -288,7 +288,7 @@ def test_too_long_session_header_is_refused() -> None:
         ("GET", "/", 404, "unknown_url"),
         ("POST", "/v1/embeddings", 404, "unknown_url"),
         ("GET", "/docs", 404, "unknown_url"),
-        ("GET", "/openapi.json", 404, "unknown_url"),
+        ("GET", "/redoc", 404, "unknown_url"),
         ("GET", CHAT, 405, "method_not_allowed"),
         ("DELETE", TEXT, 405, "method_not_allowed"),
         ("POST", "/v1/models", 405, "method_not_allowed"),

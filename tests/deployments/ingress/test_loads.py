@@ -15,7 +15,8 @@ from cluster.membership import Epoch, View
 from cluster.placement import balanced, read_load
 from cluster.snapshot import cluster_facts
 from deployments.directory_core import DirectoryCore
-from deployments.ingress.auth import Authenticator, KeyFile
+from deployments.ingress.auth import Authenticator, Keys
+from deployments.ingress.keys import KeyRecord, digest_of
 from tests.cluster.fabric import small_experts as small
 from tests.deployments.ingress.fakes import FakeCluster, http, make_service, says
 
@@ -51,8 +52,7 @@ def test_loads_over_http_are_a_load_file_that_balances_what_the_routers_sent(tmp
         cluster = Recorded()
         for report in reports:
             await cluster.directory.report_loads(report)
-        (tmp_path / "admin").write_text("root\n")
-        auth = Authenticator(None, KeyFile(tmp_path / "admin"))
+        auth = Authenticator(None, Keys((KeyRecord("root", digest_of("root")),)))
         async with http(make_service(says("x"), cluster=cluster, auth=auth)) as client:
             assert (await client.get("/v1/cluster/loads")).status_code == 401
             response = await client.get("/v1/cluster/loads", headers={"authorization": "Bearer root"})
