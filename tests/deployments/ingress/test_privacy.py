@@ -147,6 +147,7 @@ def test_an_error_nobody_foresaw_is_logged_with_its_place_but_not_its_words(logg
             return await client.post(CHAT, json=chat())
 
     assert asyncio.run(story()).status_code == 500
-    [line] = [line for line in logged.lines if "ValueError" in line]
+    [line] = [line for line in logged.lines if "a request failed" in line]
+    assert "ValueError" in line
     assert "fakes.py" in line
     assert PROMPT not in line

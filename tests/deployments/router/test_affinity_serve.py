@@ -77,12 +77,13 @@ def test_requests_of_a_session_or_with_a_common_prefix_meet_on_one_replica(handl
 
     def replicas_of(session, request):
         handle = answering.options(session_id=session)
-        return {handle.who.remote(request).result(timeout_s=30) for _ in range(6)}
+        return {handle.who.remote(request).result(timeout_s=30) for _ in range(3)}
 
-    by_session = [replicas_of(f"session-{index}", short()) for index in range(8)]
+    # Replicas have random names: with 16 keys both are somebody's in all but 3 of 100,000 runs.
+    by_session = [replicas_of(f"session-{index}", short()) for index in range(16)]
     assert all(len(replicas) == 1 for replicas in by_session)
     assert set.union(*by_session) == seen
-    by_prefix = [replicas_of("", request_with(range(index, index + PREFIX_TOKENS))) for index in range(8)]
+    by_prefix = [replicas_of("", request_with(range(index, index + PREFIX_TOKENS))) for index in range(16)]
     assert all(len(replicas) == 1 for replicas in by_prefix)
     assert set.union(*by_prefix) == seen
     streamed = answering.options(session_id="session-0", stream=True).stream.remote(short())
