@@ -107,7 +107,7 @@ class _Api:
         self._service.auth.check_api(request.headers.get("authorization"))
         return json_response(document())
 
-    async def health(self, request: Request) -> Response:  # noqa: ARG002 - every handler's signature
+    async def health(self, request: Request) -> Response:
         try:
             async with asyncio.timeout(_HEALTH_TIMEOUT_S):
                 health = await self._service.cluster.health()
@@ -115,7 +115,10 @@ class _Api:
             log.warning("the cluster's health is unknown", exc_info=True)
             return json_response({"status": "unavailable", "missing": ["directory"]}, 503)
         status = "ok" if health.ready else "unavailable"
-        body = {"status": status, "missing": list(health.missing), "reasons": dict(health.reasons)}
+        body = {"status": status, "missing": list(health.missing)}
+        # Reasons name files and nodes: for those who may see the cluster.
+        if self._service.auth.is_admin(request.headers.get("authorization")):
+            body["reasons"] = dict(health.reasons)
         return json_response(body, 200 if health.ready else 503)
 
     def _model(self) -> Model:

@@ -116,6 +116,14 @@ class Authenticator:
             message = "This page needs an admin key, and this server has none (security.admin_keys_file)."
             raise AuthenticationError(message, code="no_admin_keys")
 
+    def is_admin(self, authorization: str | None) -> bool:
+        """Whether the request may see the cluster."""
+        try:
+            self.check_admin(authorization)
+        except AuthenticationError:
+            return False
+        return True
+
 
 def authenticator(spec: SecuritySpec, environment: Mapping[str, str] = os.environ) -> Authenticator:
     """The keys `security` names.

@@ -399,6 +399,21 @@ def test_health_says_what_is_missing(health: Health | Exception, status: int, mi
     assert (response.status_code, response.json()["missing"]) == (status, missing)
 
 
+def test_why_something_is_missing_is_told_to_those_who_may_see_the_cluster(tmp_path: Path) -> None:
+    (tmp_path / "admin").write_text(KeyRecord("admin", digest_of("admin-key")).line())
+    health = Health(("experts-2",), reasons={"experts-2": "a shard is missing"})
+
+    async def told(auth: Authenticator, key: str) -> object:
+        async with http(make_service(says("x"), cluster=FakeCluster(health), auth=auth)) as client:
+            response = await client.get("/health", headers={"authorization": f"Bearer {key}"})
+        return response.json().get("reasons")
+
+    guarded = Authenticator(None, KeyFile(tmp_path / "admin"))
+    assert asyncio.run(told(Authenticator(), "")) == dict(health.reasons)
+    assert asyncio.run(told(guarded, "admin-key")) == dict(health.reasons)
+    assert asyncio.run(told(guarded, "other-key")) is None
+
+
 def test_keys_guard_everything_but_health(tmp_path: Path) -> None:
     for name in ("api", "admin"):
         (tmp_path / name).write_text(KeyRecord(name, digest_of(f"{name}-key")).line())
