@@ -115,7 +115,7 @@ class _Api:
             log.warning("the cluster's health is unknown", exc_info=True)
             return json_response({"status": "unavailable", "missing": ["directory"]}, 503)
         status = "ok" if health.ready else "unavailable"
-        body = {"status": status, "missing": list(health.missing)}
+        body: dict[str, object] = {"status": status, "missing": list(health.missing)}
         # Reasons name files and nodes: for those who may see the cluster.
         if self._service.auth.is_admin(request.headers.get("authorization")):
             body["reasons"] = dict(health.reasons)
