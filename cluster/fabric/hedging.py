@@ -32,7 +32,8 @@ HANGS_S = 0.25
 """A batch this old is raced whatever the budget: there can be few of them in a second."""
 PROBE_S = 0.5
 """How often one slow or avoided replica of a group is probed."""
-PROBE_ROWS = 64
+PROBE_ROWS, PROBE_TICK_S = 64, 0.05
+"""Rows of a probe at most, and how often it is looked for one that is due."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,13 +54,15 @@ class Watched:
 class Hedging:
     """What all scatters of a dispatcher share of it. after: see `experts.hedge_after`.
 
-    hedges, probes: sent so far. on_silent: told of a peer that has not answered for `timeout_s`.
+    hedges, probes: sent so far. look_for_slow_s: when to ask `to_probe` again. on_silent: told of a peer that has not
+    answered for `timeout_s`.
     """
 
     def __init__(
         self, after: float, transport: Transport, timeout_s: float, on_silent: Callable[[Peer, float], None]
     ) -> None:
         self.hedges = self.probes = 0
+        self.look_for_slow_s = 0.0
         self.watched: list[Watched] = []
         self._after = after
         self._transport = transport

@@ -22,8 +22,8 @@ FIRST_HOP_S = 2e-4
 HOP_CREEP = 0.02
 """The hop is the shortest round trip lately seen: it falls at once and creeps up by this part of the difference."""
 SPEED_GAIN = 0.2
+DELAY_GAIN, DELAY_FALL = 0.2, 0.5
 LATE_GAIN = 0.5
-"""Of answers that were overtaken or only probed: there are few of them, so each has to count."""
 LAG_FLOOR_S, LAG_TIMES = 0.002, 3.0
 """A delay counts against a replica from these times the shortest of its group and so much more: below is noise."""
 LEAST_DELAY_S = 1e-6
@@ -94,49 +94,51 @@ class Peer:
         exact: the answer was taken when it came; otherwise it may have lain there, and the round trip was no longer.
         """
         self.rows += rows
-        self._learn(rows, round_trip_s, compute_s, queue_rows, now, exact, SPEED_GAIN)
-
-    def caught_up(self, rows: int, round_trip_s: float, compute_s: float, queue_rows: int, now: float) -> None:
-        """The answer to a batch that nobody waited for any more: it teaches, and counts for nothing else."""
-        self._learn(rows, round_trip_s, compute_s, queue_rows, now, True, LATE_GAIN)
-
-    def _learn(
-        self, rows: int, round_trip_s: float, compute_s: float, queue_rows: int, now: float, exact: bool, gain: float
-    ) -> None:
         self.failures = 0
         self.reason = ""
         self._avoid_until_s = self.retry_at_s = NEVER
         self._queue_rows, self._queue_at_s = queue_rows, now
-        hop_s = max(round_trip_s - compute_s, 0.0)
-        if hop_s < self.hop_s:
-            self.hop_s = hop_s
+        delay_s = round_trip_s - compute_s if round_trip_s > compute_s else 0.0
+        hop_s = self.hop_s
+        if delay_s < hop_s:
+            self.hop_s = hop_s = delay_s
         elif exact:
-            self.hop_s += HOP_CREEP * (hop_s - self.hop_s)
-        miss_s = hop_s - self.delay_s
-        if queue_rows:
-            # Where a queue is left there was one before, and it is in the load already.
-            miss_s = max(hop_s - queue_rows / self.speed_rows_per_s, 0.0) - self.delay_s
-        if exact or miss_s < 0:
-            self.spread_s += gain * (abs(miss_s) - self.spread_s)
-            if miss_s > 0:
-                self.delay_s += gain * miss_s
-            else:
-                # Half-way in orders of magnitude: one answer of 5 s is forgotten after three of 1 ms, not after eleven.
-                self.delay_s = math.sqrt(self.delay_s * max(self.delay_s + miss_s, LEAST_DELAY_S))
-        self._learn_speed(rows, compute_s, gain)
+            self.hop_s = hop_s = hop_s + HOP_CREEP * (delay_s - hop_s)
+        # Below a hop the fixed costs of a call are measured, not the speed of the device.
+        if compute_s > hop_s:
+            self.speed_rows_per_s += SPEED_GAIN * (rows / compute_s - self.speed_rows_per_s)
+        if queue_rows:  # where a queue is left there was one before, and it is in the load already
+            delay_s = max(delay_s - queue_rows / self.speed_rows_per_s, 0.0)
+        miss_s = delay_s - self.delay_s
+        if miss_s < 0.0:
+            self.delay_s += DELAY_FALL * miss_s
+            self.spread_s -= DELAY_GAIN * (miss_s + self.spread_s)
+        elif exact:
+            self.delay_s += DELAY_GAIN * miss_s
+            self.spread_s += DELAY_GAIN * (miss_s - self.spread_s)
 
-    def _learn_speed(self, rows: int, compute_s: float, gain: float) -> None:
-        """Below a hop the fixed costs of a call are measured, not the speed of the device, which is no lower than that:
-        enough to know of a slow one that it is no longer slow.
+    def caught_up(self, rows: int, round_trip_s: float, compute_s: float, queue_rows: int, now: float) -> None:
+        """The answer to a batch that was overtaken or only probed: there are few of them, so each counts for more.
+
+        Means are taken in orders of magnitude where they span several: a delay of 5 s is forgotten after three of
+        1 ms, not after eleven, and one computation ten times as slow leaves a fifth of the speed, not half.
         """
-        least = rows / max(compute_s, self.hop_s, 1e-9)
-        if compute_s <= self.hop_s and (gain != LATE_GAIN or least <= self.speed_rows_per_s):
-            return
-        if gain == LATE_GAIN and least < self.speed_rows_per_s:
-            # Means of times, not of speeds: one answer ten times as slow leaves a fifth of the speed, not half.
-            self.speed_rows_per_s = 1.0 / ((1.0 - gain) / self.speed_rows_per_s + gain / least)
+        before_s, spread_s, speed = self.delay_s, self.spread_s, self.speed_rows_per_s
+        self.answered(0, round_trip_s, compute_s, queue_rows, now)
+        delay_s = max(round_trip_s - compute_s - queue_rows / speed, LEAST_DELAY_S)
+        self.spread_s = spread_s + LATE_GAIN * (abs(delay_s - before_s) - spread_s)
+        if delay_s < before_s:
+            self.delay_s = math.sqrt(before_s * delay_s)
         else:
-            self.speed_rows_per_s += gain * (least - self.speed_rows_per_s)
+            self.delay_s = before_s + LATE_GAIN * (delay_s - before_s)
+        # No lower than that, where it computed for less than a hop: enough to know that it is no longer slow.
+        least = rows / max(compute_s, self.hop_s, 1e-9)
+        if least > speed:
+            self.speed_rows_per_s = speed + LATE_GAIN * (least - speed)
+        elif compute_s > self.hop_s:
+            self.speed_rows_per_s = 1.0 / ((1.0 - LATE_GAIN) / speed + LATE_GAIN / least)
+        else:
+            self.speed_rows_per_s = speed
 
     def failed(self, reason: str, now: float) -> None:
         """It could not be reached, refused us or fell silent."""
@@ -214,7 +216,7 @@ class Peers:
 
 def lag_limit_s(peers: Sequence[Peer]) -> float:
     """The delay from which one of `peers`, all of a group, counts as slow."""
-    return LAG_FLOOR_S + LAG_TIMES * min(peer.delay_s for peer in peers)
+    return LAG_FLOOR_S + LAG_TIMES * min([peer.delay_s for peer in peers])
 
 
 def candidates(peers: Sequence[Peer], now: float) -> list[Candidate]:
@@ -222,7 +224,7 @@ def candidates(peers: Sequence[Peer], now: float) -> list[Candidate]:
     limit_s = lag_limit_s(peers)
     found = []
     for peer in peers:
-        load = peer.load_rows(now)
+        load: float = peer.load_rows(now) if peer._queue_rows else peer.in_flight_rows
         if peer.delay_s > limit_s:
             load += (peer.delay_s - limit_s) * peer.speed_rows_per_s
         found.append(Candidate(load, peer.speed_rows_per_s))

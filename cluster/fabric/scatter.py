@@ -20,7 +20,7 @@ from torch import Tensor
 from cluster.errors import EngineError, ExpertsUnavailableError, FabricError, HandshakeError, ReplicaLostError
 from cluster.fabric.balance import Share, split
 from cluster.fabric.environment import Buffers, Environment
-from cluster.fabric.hedging import FLOOR_S, PROBE_ROWS, RECHECK_S, Hedging
+from cluster.fabric.hedging import FLOOR_S, PROBE_ROWS, PROBE_TICK_S, RECHECK_S, Hedging
 from cluster.fabric.packing import Packed
 from cluster.fabric.parts import Part, Sent, piece
 from cluster.fabric.peers import NEVER, Peer, candidates
@@ -93,6 +93,9 @@ class Scatter:
         groups = self._packed.groups
         hedging.earn(len(groups))
         now = self._env.clock()
+        if now < hedging.look_for_slow_s:
+            return
+        hedging.look_for_slow_s = now + PROBE_TICK_S
         for group, start, stop, counts in groups:
             peer = hedging.to_probe(self._env.peers, self._env.names[group], now)
             if peer is not None:
@@ -135,7 +138,13 @@ class Scatter:
 
     def _connected(self, part: Part, peers: Sequence[Peer], now: float) -> Sequence[Peer]:
         """Those of `peers`, several, that take rows at once; where none does, the first that will, or none."""
-        ready = [peer for peer in peers if self._connects(part, peer, 0.0)]
+        ready, prepare = [], self._env.transport.prepare
+        for peer in peers:  # `_connects`, without the price of its call
+            try:
+                if prepare(peer.replica, 0.0):
+                    ready.append(peer)
+            except FabricError as error:
+                self._failed(part, peer, error)
         if ready:
             return ready
         peers = [peer for peer in peers if not peer.is_avoided(now)]
@@ -179,15 +188,15 @@ class Scatter:
 
         Only the first of several that race may leave its result in place: two would write into each other.
         """
-        into = None if part.sent else self._buffers.results.run(part.start, part.stop)
-        batch = self._batch(part, into)
+        start, stop, env = part.start, part.stop, self._env
+        batch = self._batch(part, None if part.sent else self._buffers.results.run(start, stop))
         try:
-            call = self._env.transport.send(peer.replica, batch, self._env.timeout_s)
+            call = env.transport.send(peer.replica, batch, env.timeout_s)
         except FabricError as error:
             self._failed(part, peer, error)
             return False
         part.sent += 1
-        peer.in_flight_rows += part.rows
+        peer.in_flight_rows += stop - start
         peer.asked_s = now
         self._open[id(call)] = Sent(part, peer, batch, call, now)
         if now + FLOOR_S < self._look_s:
@@ -263,16 +272,19 @@ class Scatter:
         sent = self._open.get(id(call))
         if sent is None:
             return
-        self._close(sent)
         part, peer = sent.part, sent.peer
+        rows = part.stop - part.start
+        del self._open[id(call)]
+        part.sent -= 1
+        peer.in_flight_rows -= rows
         if sent.overtaken:
             peer.late -= 1
         result: Tensor | None = None
         try:
             if not sent.batch.placed:
                 result = call.result()
-                if result.shape != (part.rows, self._hidden.shape[1]) or result.dtype != self._hidden.dtype:
-                    raise FabricError(f"a result of {tuple(result.shape)} {result.dtype} for {part.rows} rows.")
+                if result.shape != (rows, self._hidden.shape[1]) or result.dtype != self._hidden.dtype:
+                    raise FabricError(f"a result of {tuple(result.shape)} {result.dtype} for {rows} rows.")
         except FabricError as error:
             self._failed(part, peer, error)
             if not part.sent:
@@ -283,26 +295,25 @@ class Scatter:
                 self._dismiss(rival)
         if result is not None:
             self._buffers.results.put(part.start, result)
-        self._learn(sent, now)
-        self._missing[part.group] -= part.rows
+        if sent.overtaken:
+            peer.rows += rows
+            peer.caught_up(rows, now - sent.at_s, call.compute_s, call.queue_rows, now)
+        else:
+            # What the first look after the caller's own work finds may have come long before.
+            exact = self._listened or sent.at_s >= self.free_s
+            peer.answered(rows, now - sent.at_s, call.compute_s, call.queue_rows, now, exact=exact)
+        if part.failed_at:
+            self._blame(part, peer, now)
+        self._missing[part.group] -= rows
         if not self._missing[part.group]:
             self.answered.append((part.group, now))
 
-    def _learn(self, sent: Sent, now: float) -> None:
-        """What a good answer says of its replica, and of one that could not compute the same rows."""
-        part, peer, call = sent.part, sent.peer, sent.call
-        # What the first look after the caller's own work finds may have come long before.
-        exact = self._listened or sent.at_s >= self.free_s
-        if sent.overtaken:
-            peer.rows += part.rows
-            peer.caught_up(part.rows, now - sent.at_s, call.compute_s, call.queue_rows, now)
-        else:
-            peer.answered(part.rows, now - sent.at_s, call.compute_s, call.queue_rows, now, exact=exact)
-        if part.failed_at and part.failed_at != peer.replica.id:
-            unable = self._env.peers.by_id.get(part.failed_at)
-            if unable is not None:
-                unable.failed(f"{unable.reason} ({peer.replica.id} could compute the same rows)", now)
-            part.failed_at = ""
+    def _blame(self, part: Part, peer: Peer, now: float) -> None:
+        """What `peer` could compute and another one could not was no fault of the rows."""
+        unable = self._env.peers.by_id.get(part.failed_at)
+        if unable is not None and unable is not peer:
+            unable.failed(f"{unable.reason} ({peer.replica.id} could compute the same rows)", now)
+        part.failed_at = ""
 
     def _failed(self, part: Part, peer: Peer, error: FabricError) -> None:
         """Note the failure. Raises where `part` has had its chances and nobody else is at it."""
@@ -349,8 +360,9 @@ class Scatter:
     def _close(self, sent: Sent) -> None:
         """`sent` is no longer open, whatever became of it."""
         del self._open[id(sent.call)]
-        sent.part.sent -= 1
-        sent.peer.in_flight_rows -= sent.part.rows
+        part = sent.part
+        part.sent -= 1
+        sent.peer.in_flight_rows -= part.stop - part.start
 
     def _dismiss(self, sent: Sent) -> None:
         """Wait no more for `sent`; one that was overtaken is still to be noticed."""

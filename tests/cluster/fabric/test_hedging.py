@@ -38,12 +38,24 @@ def test_a_late_batch_is_raced_and_the_first_answer_counts() -> None:
     start_s = router.clock.now
     router.behave("a", Behaviour(answer_s=9.0))
     router.step(FIRST)
+    (_, late), (_, hedge) = router.transport.sent
+    assert late.into is not None
+    assert hedge.into is None, "two that race would write into each other"
     assert router.receivers() == ["a", "b"]
     assert router.clock.now - start_s < 2 * FLOOR_S + ROUND_TRIP_S
     assert (router.dispatcher.stats().hedges, router.dispatcher.stats().resends, router.lost) == (1, 0, [])
     traffic = router.dispatcher.stats().replicas["a"]
     assert traffic.overtaken == 1
     assert "late: another replica was asked after" in traffic.reason
+
+
+def test_a_replica_whose_own_times_vary_widely_is_measured_by_its_group() -> None:
+    router = two()
+    router.dispatcher._peers.by_id["a"].spread_s = 1.0
+    router.behave("a", Behaviour(answer_s=9.0))
+    start_s = router.clock.now
+    router.step(FIRST)
+    assert router.clock.now - start_s < 2 * FLOOR_S + ROUND_TRIP_S
 
 
 def test_without_hedging_a_late_batch_is_awaited() -> None:
