@@ -85,7 +85,8 @@ class DispatchStats:
 class Dispatcher:
     """One per router. `scatter_gather` and `watch` belong to one thread; the other methods may be called from any.
 
-    watch: while it is set, told of every layer.
+    watch: while it is set, told of every layer. until_s: when nobody wants the results any more, by `clock`; experts
+    drop what is late by then.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Dispatcher:
         )
         self._use(torch.device("cpu"))
         self.watch: Watch | None = None
+        self.until_s = float("inf")
         self._loads = {layer: np.zeros(len(owner), dtype=np.int64) for layer, owner in placement.owner.items()}
         self._tokens = 0
         self._traffic = {name: GroupTraffic() for name in self._names}
@@ -155,6 +157,7 @@ class Dispatcher:
         Raises:
             ExpertsUnavailableError: a group had no usable replica for `wait_s`; names the group and the reasons.
             EngineError: a replica and then another, or the same again, failed to compute their rows.
+            DeadlineError: `until_s` came before all results.
         """
         if hidden.device != self._device:
             self._use(hidden.device)
@@ -164,7 +167,15 @@ class Dispatcher:
         if self.watch is not None:
             self.watch(table.groups_of(host_index))
         self._refresh()
-        scatter = Scatter(self._environment, layer, host_hidden, packed, self._buffers, turn=self._scatters)
+        scatter = Scatter(
+            self._environment,
+            layer,
+            host_hidden,
+            packed,
+            self._buffers,
+            turn=self._scatters,
+            until_s=self.until_s,
+        )
         start_s = self._clock()
         try:
             scatter.run(meanwhile)

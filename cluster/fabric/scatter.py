@@ -17,7 +17,14 @@ from functools import partial
 
 from torch import Tensor
 
-from cluster.errors import EngineError, ExpertsUnavailableError, FabricError, HandshakeError, ReplicaLostError
+from cluster.errors import (
+    DeadlineError,
+    EngineError,
+    ExpertsUnavailableError,
+    FabricError,
+    HandshakeError,
+    ReplicaLostError,
+)
 from cluster.fabric.balance import Share, split
 from cluster.fabric.environment import Buffers, Environment
 from cluster.fabric.hedging import FLOOR_S, PROBE_ROWS, PROBE_TICK_S, RECHECK_S, Hedging
@@ -43,9 +50,17 @@ class Scatter:
     """
 
     def __init__(
-        self, environment: Environment, layer: int, hidden: Tensor, packed: Packed, buffers: Buffers, turn: int
+        self,
+        environment: Environment,
+        layer: int,
+        hidden: Tensor,
+        packed: Packed,
+        buffers: Buffers,
+        *,
+        turn: int,
+        until_s: float,
     ) -> None:
-        """hidden: [T, H] on the CPU. turn: rotates the choice between equal replicas."""
+        """hidden: [T, H] on the CPU. turn: rotates the choice between equal replicas. until_s: see `Dispatcher`."""
         self.answered: list[tuple[int, float]] = []
         self.resends = 0
         self.free_s = NEVER
@@ -55,6 +70,7 @@ class Scatter:
         self._packed = packed
         self._buffers = buffers
         self._turn = turn
+        self._until_s = until_s
         self._open: dict[int, Sent] = {}
         self._stranded: list[Part] = []
         self._listened = False
@@ -66,7 +82,7 @@ class Scatter:
         """Fill the results of all rows. `meanwhile` is called once, when they are on their way.
 
         Raises:
-            ExpertsUnavailableError, EngineError: see `Dispatcher.scatter_gather`.
+            ExpertsUnavailableError, EngineError, DeadlineError: see `Dispatcher.scatter_gather`.
         """
         buffers, hidden, hedging = self._buffers, self._hidden, self._env.hedging
         buffers.rows.start(hidden, self._packed.token)
@@ -191,7 +207,7 @@ class Scatter:
         start, stop, env = part.start, part.stop, self._env
         batch = self._batch(part, None if part.sent else self._buffers.results.run(start, stop))
         try:
-            call = env.transport.send(peer.replica, batch, env.timeout_s)
+            call = env.transport.send(peer.replica, batch, min(env.timeout_s, max(0.001, self._until_s - now)))
         except FabricError as error:
             self._failed(part, peer, error)
             return False
@@ -207,19 +223,26 @@ class Scatter:
         """Wait for replies, or for whatever may change the lot of stranded rows."""
         env, hedging = self._env, self._env.hedging
         if not self._open:
-            env.news.wait(self._pause_s(env.clock()))
+            now = env.clock()
+            env.news.wait(max(0.0, min(self._pause_s(now), self._until_s - now)))
+            self._check_deadline(env.clock())
             return
         # Entered in order of time.
         silent_at_s = self._silent_at_s(next(iter(self._open.values())))
-        until_s = silent_at_s if hedging is None else min(silent_at_s, self._look_s)
-        timeout_s = max(until_s - env.clock(), 0.0)
+        next_s = min(silent_at_s, self._until_s)
+        if hedging is not None and self._look_s < next_s:
+            next_s = self._look_s
+        timeout_s = max(next_s - env.clock(), 0.0)
         if self._stranded:
             timeout_s = min(timeout_s, STRANDED_POLL_S)
         done = env.transport.wait([sent.call for sent in self._open.values()], timeout_s)
         now = env.clock()
+        if now >= self._until_s:  # before a replica is blamed that has dropped what came too late
+            done = [call for call in done if call.error is None]
         for call in done:
             self._take(call, now)
         self._listened = True
+        self._check_deadline(now)
         if hedging is not None:
             if hedging.watched:
                 hedging.look(now)
@@ -395,6 +418,10 @@ class Scatter:
 
     def _give_up_s(self, part: Part) -> float:
         return float("inf") if part.first_failure_s is None else part.first_failure_s + self._env.wait_s
+
+    def _check_deadline(self, now: float) -> None:
+        if now >= self._until_s and (self._open or self._stranded):
+            raise DeadlineError("The time of this request was up while it waited for experts.")
 
     def _check_wait(self, part: Part, now: float) -> None:
         if now >= self._give_up_s(part):

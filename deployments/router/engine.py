@@ -50,7 +50,8 @@ class Engine:
 
     max_batch_tokens: tokens of one step. max_sequences: choices running at once. max_queued_requests: requests that
     may wait beyond those that can start at once. max_wait_share: as in `RouterSpec`, or None for no such bound.
-    routing: told of all steps. vitals: told when the thread works. clock: seconds, monotonic.
+    routing: told of all steps. vitals: told when the thread works. wanted_until: told before each step when, by
+    `clock`, nobody wants its results any more. clock: seconds, monotonic.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Engine:
         max_wait_share: float | None = None,
         routing: RoutingRecord | None = None,
         vitals: Vitals | None = None,
+        wanted_until: Callable[[float], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backbone = backbone
@@ -80,6 +82,7 @@ class Engine:
         )
         self._routing = routing
         self._vitals = vitals or Vitals()
+        self._wanted_until = wanted_until
         self._clock = clock
         self._latency = Latency(clock)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -291,6 +294,8 @@ class Engine:
 
     def _run(self, plan: Plan) -> list[Sampled | EngineError]:
         """Whatever this raises belongs to the requests of the step."""
+        deadlines = [self._owner[sequence].deadline for sequence in plan.sequences]
+        self._wanted_until(max(float("inf") if each is None else each for each in deadlines))
         if self._routing is not None:
             self._routing.begin(plan)
         outcomes = sample(self._backbone.forward(plan.step), plan.sampled)

@@ -82,12 +82,16 @@ class RouterRuntime:
             max_wait_share=router.max_wait_share,
             routing=routing,
             vitals=vitals,
+            wanted_until=self._wanted_until,
         )
 
     @property
     def parameter_bytes(self) -> int:
         """Bytes of the model's weights without experts, whatever the transport."""
         return self.backbone.parameter_bytes
+
+    def _wanted_until(self, time_s: float) -> None:
+        self.dispatcher.until_s = time_s
 
     def start(self) -> None:
         """Start the engine's thread."""

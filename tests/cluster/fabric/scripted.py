@@ -111,7 +111,7 @@ class Behaviour:
 class FakeTransport:
     """A scripted transport: every replica answers by its `Behaviour`.
 
-    watched: forgotten calls whose answers are still noticed.
+    watched: forgotten calls whose answers are still noticed. deadlines_s: of every batch sent.
     """
 
     name = "fake"
@@ -125,6 +125,7 @@ class FakeTransport:
         self.watched: list[FakeCall] = []
         self.forgotten: list[FakeCall] = []
         self.retained: list[set[str]] = []
+        self.deadlines_s: list[float] = []
 
     def prepare(self, replica: Replica, patience_s: float) -> bool:
         at_s = self.replicas.setdefault(replica.id, Behaviour()).connects_at_s
@@ -134,6 +135,7 @@ class FakeTransport:
 
     def send(self, replica: Replica, batch: Batch, deadline_s: float) -> Call:
         assert deadline_s > 0
+        self.deadlines_s.append(deadline_s)
         assert batch.counts.sum() == len(batch.index) > 0
         behaviour = self.replicas.setdefault(replica.id, Behaviour())
         if behaviour.refuses is not None:

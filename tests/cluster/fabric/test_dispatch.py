@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cluster.errors import EngineError, ExpertsUnavailableError, FabricError, HandshakeError, ReplicaLostError
+from cluster.errors import (
+    DeadlineError,
+    EngineError,
+    ExpertsUnavailableError,
+    FabricError,
+    HandshakeError,
+    ReplicaLostError,
+)
 from cluster.fabric.dispatch import Dispatcher
 from cluster.fabric.transport import Batch, Call
 from cluster.membership import Epoch, Replica, State, View
@@ -214,6 +221,32 @@ def test_replicas_that_all_stay_silent_end_in_an_error_and_not_in_a_loop() -> No
     with pytest.raises(ExpertsUnavailableError, match="no answer within 10 s"):
         router.step(FIRST)
     assert router.clock.now <= 10 + 30 + 10
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["experts-silent", "nobody-there"])
+def test_when_the_time_is_up_rows_are_awaited_no_more_and_nobody_is_blamed(silent: bool) -> None:
+    router = Router(*([replica("a")] if silent else []))
+    router.behave("a", Behaviour(answer_s=None))
+    router.dispatcher.until_s = 4.0
+    with pytest.raises(DeadlineError):
+        router.step(FIRST)
+    assert router.clock.now == 4.0
+    assert not router.transport.open
+    assert not router.lost
+    assert all(not each.reason for each in router.dispatcher.stats().replicas.values())
+
+
+def test_experts_are_told_when_nobody_wants_their_results_and_are_not_blamed_for_dropping_them() -> None:
+    router = Router(replica("a"))
+    router.behave("a", Behaviour(answer_s=4.0, errors=[ReplicaLostError("a: it is too late for these rows")]))
+    router.dispatcher.until_s = 4.0
+    with pytest.raises(DeadlineError):
+        router.step(FIRST)
+    assert router.transport.deadlines_s == [4.0]
+    assert not router.lost
+    router.dispatcher.until_s = 1000.0
+    router.step(FIRST)
+    assert router.transport.deadlines_s == [4.0, 10.0]
 
 
 def test_experts_that_raise_are_tried_once_elsewhere() -> None:

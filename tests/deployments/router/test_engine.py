@@ -260,6 +260,18 @@ def test_deadlines_end_running_and_waiting_requests() -> None:
     assert patient.result[0][1] == "length"
 
 
+def test_a_step_is_wanted_until_the_last_deadline_of_its_requests() -> None:
+    wanted: list[float] = []
+    engine = make_engine(FakeBackbone(), FakeClock(), wanted_until=wanted.append)
+    submit(engine, make_request([1], "a", timeout_s=5, max_tokens=3, ignore_eos=True))
+    engine.turn()
+    submit(engine, make_request([2], "b", timeout_s=8, max_tokens=3, ignore_eos=True))
+    engine.turn()
+    submit(engine, make_request([3], "c", max_tokens=1, ignore_eos=True))
+    engine.turn()
+    assert wanted == [5.0, 8.0, float("inf")]
+
+
 def test_what_can_never_fit_is_refused_at_once() -> None:
     engine = make_engine(FakeBackbone(num_pages=4))
     with pytest.raises(RequestError) as caught:
