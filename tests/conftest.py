@@ -6,6 +6,7 @@ What tests record with `record_property` is printed at the end of the run.
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 for line in (ROOT / "threads.env").read_text().splitlines():
     name, _, value = line.partition("=")
     os.environ[name] = value
+# Run in the background of a shell, tests have Ctrl-C ignored, and so would every server that is stopped by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Test processes must find the packages and the tests' own helpers wherever they are started from.
