@@ -140,7 +140,7 @@ def test_cluster_shows_groups_routers_and_bytes(server: Server) -> None:
     assert len(shown["routers"]) == 1
     assert shown["transport_bytes"]["stream"] > 0
     assert shown["transport_bytes"]["object_store"] == 0
-    assert server.get("/health") == {"status": "ok", "missing": []}
+    assert server.get("/health") == {"status": "ok", "missing": [], "reasons": {}}
     assert [model["id"] for model in server.get("/v1/models")["data"]] == [MODEL]
 
 

@@ -92,12 +92,21 @@ class Watch(logging.Handler):
 @pytest.fixture
 def logged() -> Iterable[Watch]:
     watch, root = Watch(), logging.getLogger()
-    before = root.level
-    root.addHandler(watch)
-    root.setLevel(logging.DEBUG)
+    known = [each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    # Whoever has set up logging before, such as Ray, may have cut loggers off from the root.
+    watched = [root, *(each for each in known if not each.propagate)]
+    before = {each: (each.level, each.disabled) for each in [root, *known]}
+    for each in watched:
+        each.addHandler(watch)
+        each.setLevel(logging.DEBUG)
+    for each in known:
+        each.disabled = False
     yield watch
-    root.removeHandler(watch)
-    root.setLevel(before)
+    for each in watched:
+        each.removeHandler(watch)
+    for each, (level, disabled) in before.items():
+        each.setLevel(level)
+        each.disabled = disabled
 
 
 def secretive(watch: Watch, responses: Iterable[httpx.Response]) -> None:
@@ -147,7 +156,7 @@ def test_an_error_nobody_foresaw_is_logged_with_its_place_but_not_its_words(logg
             return await client.post(CHAT, json=chat())
 
     assert asyncio.run(story()).status_code == 500
-    [line] = [line for line in logged.lines if "a request failed" in line]
+    [line] = {line for line in logged.lines if "a request failed" in line}
     assert "ValueError" in line
     assert "fakes.py" in line
     assert PROMPT not in line
