@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray import serve
@@ -88,6 +88,11 @@ class Directory:
     async def report_loads(self, report: LoadReport) -> None:
         """Rows of each expert so far, from a router."""
         await self._core.report_loads(report)
+
+    async def lacking(self, digest: str, groups: Sequence[str]) -> tuple[int, list[str]]:
+        """What a new router of that model should wait for; see `DirectoryCore.lacking`."""
+        self._ensure_expiry()
+        return self._core.lacking(digest, groups)
 
     async def loads(self) -> dict[str, Any]:
         """The body of `/v1/cluster/loads`."""

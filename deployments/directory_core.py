@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.decisions import PolicyReport
@@ -129,6 +129,15 @@ class DirectoryCore:
             return False
         settled = self._clock() - self._started_s > ROUTER_TIMEOUT_S
         return not settled or any(router.digest == replica.digest for router in self._live_routers())
+
+    def lacking(self, digest: str, groups: Sequence[str]) -> tuple[int, list[str]]:
+        """For a new router of the model `digest`: how many routers are heard, and which of its groups are not ready.
+
+        The latter only while routers of another model answer: requests are better off with those until then.
+        """
+        routers = self._live_routers()
+        others = any(router.digest not in ("", digest) for router in routers)
+        return len(routers), [*self._membership.view().of(digest).missing(groups)] if others else []
 
     def loads(self) -> dict[str, Any]:
         """The body of `/v1/cluster/loads`."""

@@ -51,6 +51,7 @@ class GenerationRequest:
     choice: with n == 1, the index of the choice being generated (a resume of one choice of several).
     vocabulary: of `Blueprint`: a router of another one would read other words in these tokens; "" for any.
     digest: of the model that must answer, in hex, because it gave tokens already; "" for any of this vocabulary.
+    accepted: part of what was accepted already, a resume or one more prompt of the same HTTP request: it may wait.
     """
 
     request_id: str
@@ -61,6 +62,7 @@ class GenerationRequest:
     choice: int = 0
     vocabulary: str = ""
     digest: str = ""
+    accepted: bool = False
 
 
 @dataclass(frozen=True)

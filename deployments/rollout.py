@@ -1,8 +1,11 @@
-"""The order of a rollout: the new front first, then the new routers.
+"""The order of a rollout: the new front and the new experts first, then the new routers.
 
 Serve replaces every deployment for itself: when the first new router runs, the old ones get no new requests. An old
 Ingress that still takes requests then, with another tokenizer, would find nobody who understands them. So a new router
 runs only when Serve has replaced the Ingress. The other way round nothing is lost: what a new Ingress asks waits.
+
+A new router without its experts would take all new requests and answer none. So while routers of another model answer
+it does not run before its own experts are ready, however long they take, have no room, or fail to load.
 """
 
 from __future__ import annotations
@@ -11,16 +14,17 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from deployments.targets import serve_details
 
 logger = logging.getLogger(__name__)
 
-FRONT = "Ingress"
+FRONT, ROUTERS = "Ingress", "Router"
 PATIENCE_S = 60.0
 ASK_EVERY_S = 0.5
+UNHEARD_S = 6.0
 SETTLE_S = 0.5
 """Until the proxies have heard of the change."""
 
@@ -53,12 +57,43 @@ async def wait_for_front(
     logger.warning("the Ingress is not in place after %g s, this router does not wait for it any longer", PATIENCE_S)
 
 
+async def wait_for_experts(
+    application: str,
+    lacking: Callable[[], Awaitable[tuple[int, Sequence[str]]]],
+    *,
+    details: Callable[[], Awaitable[Mapping[str, Any]]] = serve_details,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Wait until this router's own experts are ready, as long as routers of another model answer. Never raises.
+
+    lacking: asks the Directory, see `DirectoryCore.lacking`. One that has just started has not heard of every router
+    that Serve runs: it is given `UNHEARD_S`.
+    """
+    believe_at = clock() + UNHEARD_S
+    said = False
+    while True:
+        missing: Sequence[str] = ()
+        known = False
+        try:
+            running = _states(_part(await details(), application, ROUTERS))["RUNNING"]
+            if not running:
+                return
+            heard, missing = await lacking()
+            known = heard >= running
+        except Exception as error:
+            logger.warning("this router does not know yet whether its experts are ready: %r", error)
+        if (known or clock() >= believe_at) and not missing:
+            return
+        if missing and not said:
+            logger.info("this router waits for experts of its model: %s", ", ".join(missing))
+            said = True
+        await sleep(ASK_EVERY_S)
+
+
 def front_of(details: Mapping[str, Any], application: str) -> Mapping[str, Any]:
     """The part of Serve's instance details about the Ingress; empty where there is none."""
-    found: Mapping[str, Any] = (
-        details.get("applications", {}).get(application, {}).get("deployments", {}).get(FRONT, {})
-    )
-    return found
+    return _part(details, application, FRONT)
 
 
 def is_updating(front: Mapping[str, Any]) -> bool:
@@ -73,6 +108,12 @@ def is_updating(front: Mapping[str, Any]) -> bool:
 def is_leaving(front: Mapping[str, Any]) -> bool:
     """Whether replicas of it are stopping: they may have been in use a moment ago."""
     return _states(front)["STOPPING"] > 0
+
+
+def _part(details: Mapping[str, Any], application: str, deployment: str) -> Mapping[str, Any]:
+    applications: Mapping[str, Any] = details.get("applications", {})
+    found: Mapping[str, Any] = applications.get(application, {}).get("deployments", {}).get(deployment, {})
+    return found
 
 
 def _states(front: Mapping[str, Any]) -> Counter[str]:

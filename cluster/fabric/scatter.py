@@ -163,11 +163,10 @@ class Scatter:
                 self._failed(part, peer, error)
         if ready:
             return ready
-        peers = [peer for peer in peers if not peer.is_avoided(now)]
         for peer in peers:
-            if self._connects(part, peer, CONNECT_PATIENCE_S):
+            if not peer.is_avoided(now) and self._connects(part, peer, CONNECT_PATIENCE_S):
                 return [peer]
-        for peer in peers:
+        for peer in peers:  # those that are avoided, too: else they would be asked again at once, and again
             peer.retry_at_s = max(peer.retry_at_s, self._env.clock() + STRANDED_POLL_S)
         return ()
 

@@ -202,6 +202,8 @@ def _requests(
             ),
             prompt_tokens=len(tokens),
             timeout_s=deadline.left_s(),
+            # The first one speaks for all: else more prompts than a router has places would never be let in.
+            accepted=i > 0,
         )
         for i, (param, tokens) in enumerate(prompts)
     ]

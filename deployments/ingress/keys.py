@@ -37,8 +37,8 @@ _NUMBER = re.compile(r"[0-9]{1,12}")
 class KeyLimits:
     """What one key may use at one Ingress replica; None for any amount.
 
-    requests_per_min: accepted ones. tokens_per_min: prompt and completion together. streams: requests under way at
-    once, streamed or not.
+    requests_per_min: all that carry the key, refused ones too. tokens_per_min: prompt and completion together.
+    streams: requests under way at once, streamed or not.
     """
 
     requests_per_min: int | None = None
@@ -132,6 +132,8 @@ def main(arguments: Sequence[str], keys: TextIO, lines: TextIO, told: TextIO) ->
     try:
         name, limits = _name(arguments[1], "NAME"), _limits(arguments[2:], "LIMIT")
         key = new_key() if arguments[0] == "new" else keys.readline().strip()
+        if not all("!" <= char <= "~" for char in key):
+            raise ConfigError("the key has other characters than visible ASCII; a header cannot carry them faithfully.")
         if len(key) < LEAST_CHARS:
             raise ConfigError(f"the key has {len(key)} characters; at least {LEAST_CHARS} random ones are needed.")
     except ConfigError as error:

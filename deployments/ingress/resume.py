@@ -123,6 +123,7 @@ class _Progress:
                 sampling=one,
                 timeout_s=timeout_s,
                 choice=choice,
+                accepted=True,
             )
             for choice in self._choices
             if choice not in self.ended

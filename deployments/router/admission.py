@@ -9,7 +9,7 @@ the limit.
 Nobody knows how long an answer gets: the share of `max_tokens` that requests used of late stands for it.
 
 A refused request is told to come back when a place is likely. Each refusal is promised a place of its own, one after
-the other, lest all come back for the same one. Knows no threads and no model; the engine calls it under its lock.
+the other, lest all come back for the same one. Knows no threads and no model; the engine calls `check` under its lock.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class Admission:
     def check(
         self, choices: Sequence[sequences.Sequence], present: Sequence[sequences.Sequence], queued: int, at_once: int
     ) -> None:
-        """Refuse a request that would wait too long. One that goes on with an answer begun elsewhere was accepted once
-        and is refused only where twice as many wait as may.
+        """Refuse a request that would wait too long. One that was accepted already (a resume, a further prompt of one
+        HTTP request) is refused only where twice as many wait as may.
 
         choices: the request's. present: all sequences that have not ended. queued: requests among them that have not
         started. at_once: so many more could start now.
@@ -117,9 +117,9 @@ class Admission:
             OverloadedError: with when to come back.
         """
         request = choices[0].request
-        resumed = len(request.tokens) > request.prompt_tokens
-        fits = queued < self._max_queued_requests * (2 if resumed else 1) + at_once
-        if fits and (resumed or self._max_wait_share is None):
+        accepted = request.accepted or len(request.tokens) > request.prompt_tokens
+        fits = queued < self._max_queued_requests * (2 if accepted else 1) + at_once
+        if fits and (accepted or self._max_wait_share is None):
             return
         wait, usual = self._wait(choices[0], present), self._usual(choices, present)
         too_long = wait - (self._max_wait_share or 1.0) * usual

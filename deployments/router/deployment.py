@@ -21,10 +21,10 @@ from cluster.membership import View
 from cluster.serve_logging import log_through_serve
 from cluster.snapshot import ROUTER
 from cluster.stats import RouterStats
-from deployments.directory_client import RouterLink
+from deployments.directory_client import RouterLink, call
 from deployments.generation import GenerationRequest, Pulse, TokenChunk
 from deployments.node import device_of, node_id
-from deployments.rollout import wait_for_front
+from deployments.rollout import wait_for_experts, wait_for_front
 from deployments.router.affinity import may_answer
 from deployments.router.outbox import generate
 from deployments.router.pace import Pace
@@ -75,6 +75,9 @@ class Router:
                 on_lost=self._link.lost,
             )
         await wait_for_front(context.app_name)
+        if not self._local:
+            digest = self._model["digest"]
+            await wait_for_experts(context.app_name, lambda: call(directory.lacking.remote(digest, groups)))
         backbone = self._runtime.backbone
         sizes = (self._runtime.parameter_bytes / 2**20, backbone.kv_pool_bytes / 2**20, backbone.max_context)
         logger.info("%.1f MiB of weights without experts, %.1f MiB of KV pool, context of %d tokens", *sizes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from deployments.rollout import PATIENCE_S, SETTLE_S, wait_for_front
+from deployments.rollout import PATIENCE_S, SETTLE_S, UNHEARD_S, wait_for_experts, wait_for_front
 
 
 def details(*states: str, target: int = 1) -> dict[str, Any]:
@@ -56,3 +56,40 @@ def test_an_ingress_that_never_comes_is_not_waited_for_for_ever() -> None:
 
 def test_a_controller_that_does_not_answer_holds_nobody_up() -> None:
     assert wait(ConnectionError("down")) == (0, 1)
+
+
+def wait_for(running: int, *answers: tuple[int, list[str]] | Exception) -> float:
+    """Seconds a new router waits for its experts beside `running` others; the Directory's last answer is for ever."""
+    clock, asked = [0.0], iter([*answers, *[answers[-1]] * 1000])
+    routers = {"replicas": [{"state": "STARTING"}, *[{"state": "RUNNING"}] * running]}
+
+    async def details() -> Any:
+        return {"applications": {"app": {"deployments": {"Router": routers}}}}
+
+    async def lacking() -> tuple[int, list[str]]:
+        answer = next(asked)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    asyncio.run(wait_for_experts("app", lacking, details=details, clock=lambda: clock[0], sleep=sleep))
+    return clock[0]
+
+
+def test_the_first_router_waits_for_no_experts() -> None:
+    assert wait_for(0, (0, ["experts-0"])) == 0
+
+
+def test_a_router_of_another_model_takes_over_only_with_its_experts() -> None:
+    slow = [(1, ["experts-0"])] * 300
+    assert wait_for(1, *slow, (1, [])) == 150
+    assert wait_for(2, (2, [])) == 0
+
+
+def test_a_directory_that_has_not_heard_of_all_routers_is_not_believed_at_once() -> None:
+    assert wait_for(1, (0, []), (1, ["experts-0"]), (1, [])) == 1.0
+    assert UNHEARD_S <= wait_for(2, (1, [])) < UNHEARD_S + 1
+    assert UNHEARD_S <= wait_for(1, ConnectionError("down")) < UNHEARD_S + 1

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import EngineError, ExpertsUnavailableError, FabricError, HandshakeError, ReplicaLostError
 from cluster.fabric.hedging import BURST, EARNED, FLOOR_S, HANGS_S, PROBE_S
+from cluster.membership import Replica
 from tests.cluster.fabric.scripted import EXPERTS, FIRST, ROUND_TRIP_S, Behaviour, Router, replica
 
 SLOW_S = 0.05
@@ -339,3 +340,22 @@ def test_whatever_fails_or_is_late_the_result_is_right_or_there_is_one_error_and
             assert peer.in_flight_rows == 0
             assert peer.late == sum(each.peer is peer and not each.probe for each in hedging.watched)
             assert peer.probed == any(each.peer is peer and each.probe for each in hedging.watched)
+
+
+def test_replicas_that_are_avoided_and_do_not_connect_are_asked_again_now_and_then_and_not_all_the_time() -> None:
+    router = two()
+    for replica_id in ("a", "b"):
+        router.dispatcher._peers.by_id[replica_id].failed("it broke", router.clock.now)
+        router.behave(replica_id, Behaviour(connects_at_s=router.clock.now + 2.0))
+    asked, prepare = [0], router.transport.prepare
+
+    def counted(replica: Replica, patience_s: float) -> bool:
+        asked[0] += 1
+        assert asked[0] < 1000, "the engine's thread spins"
+        return prepare(replica, patience_s)
+
+    router.transport.prepare = counted  # type: ignore[method-assign]
+    start_s = router.clock.now
+    router.step(FIRST)
+    assert router.clock.now - start_s == pytest.approx(2.0, abs=0.2)
+    assert 10 < asked[0] < 200

@@ -108,6 +108,7 @@ def test_a_known_key_is_hashed_without_being_shown() -> None:
         (("new", "al ice"), "", 1, "NAME: a name has"),
         (("new", "alice", "streams=no"), "", 1, "LIMIT: streams should be"),
         (("hash", "alice"), "password\n", 1, "has 8 characters; at least 32"),
+        (("hash", "alice"), "pässword" * 8 + "\n", 1, "visible ASCII"),
     ],
 )
 def test_a_wrong_command_stores_nothing(arguments: tuple[str, ...], keys: str, status: int, words: str) -> None:

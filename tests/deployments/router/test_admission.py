@@ -167,6 +167,17 @@ def test_a_request_accepted_once_goes_on_here_although_new_ones_are_refused() ->
     assert resumed.result[0][1] == "length"
 
 
+def test_more_prompts_of_one_request_than_there_are_places_are_all_let_in_once_the_first_is() -> None:
+    engine = bounded()
+    first = submit(engine, make_request([1, 2], "prompt0", max_tokens=TOKENS, ignore_eos=True))
+    others = [
+        submit(engine, make_request([1, 2], f"prompt{i}", max_tokens=TOKENS, ignore_eos=True, accepted=True))
+        for i in range(1, 32)
+    ]
+    run_until_idle(engine)
+    assert all(each.result[0][1] == "length" for each in (first, *others))
+
+
 def test_even_those_are_bounded() -> None:
     engine = make_engine(FakeBackbone(), max_sequences=1, max_queued_requests=2)
     assert full(engine, [1, 2, 3], "resumed", prompt_tokens=2, max_tokens=5) == 1 + 2 * 2
