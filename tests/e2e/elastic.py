@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import yaml
@@ -72,11 +72,17 @@ class Elastic:
 
     def edit_policy(self, change: Callable[[dict[str, Any]], None]) -> None:
         """Change the policy file and wait until the change is in force."""
-        before = self.cluster()["policy"]["version"]
+        # A Directory that has just been restarted has not heard of the policy yet, or does not answer at all.
+        before = wait_for(self._policy_in_force, 30, "a policy in force")["version"]
         change(self.policy)
         if self.policy_text != self._policy_file.read_text():
             self.write_policy(self.policy_text)
-            wait_for(lambda: self.cluster()["policy"]["version"] != before, 10, "the new policy")
+            wait_for(lambda: (self._policy_in_force() or {}).get("version", before) != before, 30, "the new policy")
+
+    def _policy_in_force(self) -> dict[str, Any] | None:
+        with suppress(OSError):
+            return cast(dict[str, Any] | None, self.cluster()["policy"])
+        return None
 
     @property
     def spec(self) -> PolicySpec:
