@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cluster.errors import FabricError
+from cluster.errors import FabricError, ReplicaLostError
 from cluster.fabric.dispatch import Dispatcher
 from cluster.fabric.transport import Batch, Call
 from cluster.membership import Address, Epoch, Replica, State, View
@@ -19,6 +19,8 @@ from cluster.placement import contiguous
 
 EXPERTS, HIDDEN, LAYER = 8, 4, 3
 ROUND_TRIP_S = 0.001
+CONNECT_S = 2.0
+"""How long a batch for a replica that is not connected blocks the thread that sends it."""
 
 
 class Clock:
@@ -140,6 +142,8 @@ class FakeTransport:
         behaviour = self.replicas.setdefault(replica.id, Behaviour())
         if behaviour.refuses is not None:
             raise behaviour.refuses
+        if not self.prepare(replica, CONNECT_S):
+            raise ReplicaLostError("did not finish the handshake.")
         outcome = behaviour.errors.pop(0) if behaviour.errors else compute(batch)
         silent = float("inf") if behaviour.answer_s is None else behaviour.answer_s
         self.sent.append((replica.id, batch))

@@ -282,6 +282,18 @@ def test_rows_go_to_who_is_connected_while_another_one_is_being_connected_to() -
     assert steps(router, 1) == ["slow"]
 
 
+def test_a_late_replica_that_is_connected_is_preferred_to_blocking_on_one_that_is_not() -> None:
+    router = Router(replica("b"), hedge_after=3.0)
+    steps(router, USUAL)
+    router.know(replica("b"), replica("hung"))
+    router.behave("hung", Behaviour(connects_at_s=50.0))
+    router.dispatcher._peers.by_id["b"].late += 1
+    router.dispatcher._refresh()
+    start_s = router.clock.now
+    assert steps(router, 5) == ["b"] * 5
+    assert router.clock.now - start_s == pytest.approx(5 * ROUND_TRIP_S)
+
+
 def test_where_nobody_is_connected_the_first_that_is_gets_the_rows() -> None:
     router = Router(replica("hung"), replica("b"), hedge_after=3.0)
     router.behave("hung", Behaviour(connects_at_s=50.0))
