@@ -136,10 +136,12 @@ class Scatter:
         while todo:
             part = todo.pop()
             now = self._env.clock()
-            peers = self._env.peers.usable(self._env.names[part.group], now)
+            group = self._env.names[part.group]
+            peers = self._env.peers.usable(group, now)
             if part.failed_at:
                 peers = [peer for peer in peers if peer.replica.id != part.failed_at] or peers
-            if len(peers) > 1:
+            # Only where there is nobody else in the group may connecting block.
+            if peers and len(self._env.peers.ready(group)) > 1:
                 peers = self._connected(part, peers, now)
                 now = self._env.clock()
             if len(peers) == 1:
@@ -153,7 +155,9 @@ class Scatter:
                 self._stranded.append(part)
 
     def _connected(self, part: Part, peers: Sequence[Peer], now: float) -> Sequence[Peer]:
-        """Those of `peers`, several, that take rows at once; where none does, the first that will, or none."""
+        """Those of `peers` that take rows at once; else those of their group that are late, but do; else the first that
+        will, or none.
+        """
         ready, prepare = [], self._env.transport.prepare
         for peer in peers:  # `_connects`, without the price of its call
             try:
@@ -163,6 +167,9 @@ class Scatter:
                 self._failed(part, peer, error)
         if ready:
             return ready
+        for peer in self._env.peers.ready(self._env.names[part.group]):
+            if peer.late and peer not in peers and not peer.is_avoided(now) and self._connects(part, peer, 0.0):
+                return [peer]
         for peer in peers:
             if not peer.is_avoided(now) and self._connects(part, peer, CONNECT_PATIENCE_S):
                 return [peer]
