@@ -17,7 +17,7 @@ ExpertScaleError
 ├── ExpertsUnavailableError  503, no replica of a needed group answered in time
 ├── DirectoryUnavailableError  503, the Directory does not answer; it may be restarting
 ├── RouterStoppingError      503, this router is going away: another one can take over
-├── ReplicaStartError        a replica cannot start; Serve tries again
+├── ReplicaStartError        a replica cannot start
 ├── EngineError              500, a step failed; only its requests are affected
 └── FabricError              between router and expert replica; the dispatcher handles it
     ├── FrameError           bytes that are no valid frame
@@ -155,7 +155,7 @@ class RouterStoppingError(ExpertScaleError):
 
 
 class ReplicaStartError(ExpertScaleError):
-    """A replica cannot start; the message says in one sentence which and why. Serve tries again."""
+    """A replica cannot start; the message says in one sentence which and why."""
 
     kind = "replica_start_error"
 

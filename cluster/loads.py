@@ -55,7 +55,7 @@ class RecordedLoads:
         self._by_router: dict[str, ExpertRows] = {}
 
     def take(self, report: LoadReport) -> bool:
-        """Take over a report. False: it is of another model, whose experts are not these."""
+        """Take over a report. False: its model has other numbers of experts."""
         if {layer: len(rows) for layer, rows in report.rows.items()} != self._layers:
             return False
         if report.router in self._stopped:

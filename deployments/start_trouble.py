@@ -1,6 +1,7 @@
 """A replica that cannot start says why, in one sentence: to the Directory, and in the error that Serve shows.
 
-Serve tries again by itself, at growing intervals. Knows no weights, no torch and no Ray.
+Serve tries a version that has run before again and again, at growing intervals; a new one three times, and then keeps
+what runs until the next deploy. Knows no weights, no torch and no Ray.
 """
 
 from __future__ import annotations

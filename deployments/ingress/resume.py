@@ -98,7 +98,7 @@ class _Progress:
         return len(self.ended) == len(self._choices)
 
     def note(self, chunk: TokenChunk) -> TokenChunk:
-        """Remember the chunk, and whose it is: one answer has the tokens of one model, whatever is rolled out.
+        """Remember the chunk, and whose it is: one stream has the tokens of one model, whatever is rolled out.
 
         A resumed choice does not report reused prompt tokens a second time.
         """

@@ -30,7 +30,8 @@ def event(value: BaseModel | dict[str, Any]) -> bytes:
 class EventStream(Response):
     """A response that sends `events` as they come and calls `close` at its end, whichever end it is.
 
-    until_s: a client that has not read all by then is cut off, on the clock of the event loop.
+    until_s: a client that has not read all by then is cut off, on the clock of the event loop. Behind Serve's proxy
+    nothing is ever unsent here: what is not read waits there.
 
     Starlette's own StreamingResponse leaves its generator to the garbage collector when a client goes away while an
     event is being sent; here the work behind the stream must end at once.

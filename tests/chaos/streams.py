@@ -16,7 +16,6 @@ from tests.e2e.load import PROMPTS
 
 TOKENS = 220
 ANSWER_S = 120.0
-STREAMS = 16
 
 
 @dataclass(frozen=True)
