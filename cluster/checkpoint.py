@@ -8,6 +8,7 @@ files only, never code from the folder. Knows no placement, no Ray.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from cluster import conversion, ffn_probe, model_support
 from cluster.errors import CheckpointError
 from cluster.load_plan import FfnSpec, LayerPlan, LoadPlan, Recipe
 from cluster.model_support import first_line
-from cluster.shards import Shards, content_samples, read_shards
+from cluster.shards import Shards, check_files, config_digest, content_digest, read_shards
 
 MoeFunction = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, hidden [T, H], expert index [T, K], weight [T, K]) -> combined output [T, H]."""
@@ -63,11 +64,12 @@ def compile_plan(path: Path, dtype: str = "auto") -> LoadPlan:
         model_type=shape.config.model_type,
         dtype=cast(Any, _resolve_dtype(dtype, shape.config, layers, shards)),
         layers=layers,
-        files=shards.files,
+        files=tuple(replace(file, content=content_digest(path, file)) for file in shards.files),
         max_context=limit,
         context_reason=reason,
+        config=config_digest(path),
     )
-    return plan.with_fingerprint(_content(path, shards))
+    return plan.with_fingerprint()
 
 
 def load_router_model(
@@ -85,6 +87,7 @@ def load_router_model(
     from transformers.models.auto.auto_factory import _get_model_class
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    check_files(plan, path)
     ExpertsInterface.register(IMPLEMENTATION, _experts_forward)
     config = model_support.read_config(path)
     modules = {layer_plan.module: layer for layer, layer_plan in plan.layers.items()}
@@ -183,8 +186,3 @@ def _resolve_dtype(dtype: str, config: Any, layers: dict[int, LayerPlan], shards
     if stored not in _STORED:
         raise CheckpointError(f"the tensor {key} is stored as {stored}; allowed: {', '.join(_STORED)}.")
     return _STORED[stored]
-
-
-def _content(path: Path, shards: Shards) -> Iterator[bytes]:
-    yield (path / "config.json").read_bytes()
-    yield from content_samples(path, shards.files)

@@ -7,7 +7,6 @@ import it. Knows no file contents, no placement of its own, and no model types.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -120,10 +119,14 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One safetensors file: name relative to the checkpoint folder, size in bytes."""
+    """One safetensors file: name relative to the checkpoint folder, size in bytes.
+
+    content: hex SHA-256 over its header and samples of its contents, see `cluster.shards.content_samples`.
+    """
 
     name: str
     size_bytes: int
+    content: str = ""
 
 
 @validated(frozen=True, config=_STRICT)
@@ -132,7 +135,8 @@ class LoadPlan:
 
     dtype: resolved arithmetic, float32, bfloat16 or float16.
     max_context: most tokens of one sequence; context_reason: why it is less than the model's own limit, if it is.
-    fingerprint: hex SHA-256 over this plan, config.json and samples of the checkpoint's contents.
+    config: hex SHA-256 of config.json.
+    fingerprint: hex SHA-256 over this plan, and with it over config.json and samples of the checkpoint's contents.
     """
 
     model_type: str
@@ -142,6 +146,7 @@ class LoadPlan:
     max_context: int
     context_reason: str | None = None
     fingerprint: str = ""
+    config: str = ""
 
     @property
     def experts_per_layer(self) -> dict[int, int]:
@@ -166,11 +171,9 @@ class LoadPlan:
             where = ".".join(map(str, first["loc"])) or "top level"
             raise CheckpointError(f"this is not a load plan: {where}: {first['msg']}.") from None
 
-    def with_fingerprint(self, content: Iterator[bytes]) -> LoadPlan:
-        """This plan with its fingerprint, over the plan itself and the given checkpoint bytes."""
+    def with_fingerprint(self) -> LoadPlan:
+        """This plan with its fingerprint, over everything else in it."""
         digest = hashlib.sha256(replace(self, fingerprint="").to_json().encode())
-        for block in content:
-            digest.update(block)
         return replace(self, fingerprint=digest.hexdigest())
 
 

@@ -6,6 +6,7 @@ fast for any size. Knows no model and no torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import CheckpointError, UnsupportedModelError
-from cluster.load_plan import ShardFile
+from cluster.load_plan import LoadPlan, ShardFile
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
 SAMPLE_BYTES = 4096
 SAMPLES_PER_FILE = 64
 
@@ -94,6 +96,54 @@ def content_samples(root: Path, files: Sequence[ShardFile]) -> Iterator[bytes]:
                     yield stream.read(SAMPLE_BYTES)
         except OSError as error:
             raise CheckpointError(f"the shard {root / file.name} cannot be read: {error.strerror}.") from None
+
+
+def content_digest(root: Path, file: ShardFile) -> str:
+    """Hex SHA-256 over the samples of one file; the same for equal copies on different nodes."""
+    digest = hashlib.sha256()
+    for block in content_samples(root, [file]):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def config_digest(root: Path) -> str:
+    """Hex SHA-256 of the checkpoint's config.json."""
+    path = root / CONFIG
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"the file {path} cannot be read: {error.strerror}.") from None
+
+
+def check_files(plan: LoadPlan, root: Path) -> None:
+    """Refuse a checkpoint that is not the one `plan`, and so the model's digest, was made from.
+
+    Compares sizes, headers, samples and config.json, not times, which differ between the copies of two nodes. Does not
+    see what `content_samples` does not see, nor a file that is overwritten after this check, while it is being read.
+
+    Raises:
+        CheckpointError: one sentence names the first file that differs.
+    """
+    for file in plan.files:
+        path = root / file.name
+        size = path.stat().st_size if path.is_file() else None
+        if size != file.size_bytes:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise CheckpointError(
+                f"the shard {path} {found}; the load plan expects {file.size_bytes} bytes: "
+                "put the old file back, or deploy again to serve the new one."
+            )
+        if content_digest(root, file) != file.content:
+            raise _replaced(path)
+    if config_digest(root) != plan.config:
+        raise _replaced(root / CONFIG)
+
+
+def _replaced(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"the file {path} is not the one this deployment was made from: its contents differ; "
+        "put the old file back, or deploy again to serve the new one."
+    )
 
 
 def _sample_offsets(start: int, size: int) -> list[int]:

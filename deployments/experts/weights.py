@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from cluster.errors import CheckpointError, PlacementError
 from cluster.load_plan import FfnSpec, LayerPlan, LoadPlan, Recipe
+from cluster.shards import check_files
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def load_group(
     """
     chosen = {layer: tuple(sorted(ids)) for layer, ids in sorted(experts.items()) if ids}
     _check_experts(plan, chosen)
-    _check_files(plan, root)
+    check_files(plan, root)
     total = sum(len(ids) * _pieces(plan.layers[layer]) for layer, ids in chosen.items())
     own = _own_activations(plan, root, chosen)
     done = 0
@@ -202,16 +203,6 @@ def _check_experts(plan: LoadPlan, chosen: Mapping[int, Sequence[int]]) -> None:
         count = plan.layers[layer].num_experts
         if len(set(ids)) != len(ids) or not 0 <= ids[0] <= ids[-1] < count:
             raise PlacementError(f"the experts {list(ids)} of layer {layer} must be different and 0 to {count - 1}.")
-
-
-def _check_files(plan: LoadPlan, root: Path) -> None:
-    """A shard of another size is another checkpoint, or half of one."""
-    for file in plan.files:
-        path = root / file.name
-        size = path.stat().st_size if path.is_file() else None
-        if size != file.size_bytes:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise CheckpointError(f"the shard {path} {found}; the load plan expects {file.size_bytes} bytes.")
 
 
 def _own_activations(

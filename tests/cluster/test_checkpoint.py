@@ -71,6 +71,19 @@ def test_other_weights_of_the_same_shapes_have_another_fingerprint(tmp_path: Pat
     assert first.fingerprint != other.fingerprint
 
 
+@pytest.mark.parametrize("changed", ["weights", "config.json"])
+def test_a_router_refuses_files_that_are_not_those_of_its_plan(tmp_path: Path, changed: str) -> None:
+    plan = compile_plan(models.save("olmoe", tmp_path))
+    if changed == "weights":
+        models.save("olmoe", tmp_path, seed=1)
+    else:
+        edit_config(tmp_path, rope_theta=77.0)
+    name = plan.files[0].name if changed == "weights" else changed
+    with pytest.raises(CheckpointError, match=f"{name} is not the one this deployment was made from") as raised:
+        load_router_model(tmp_path, plan, dtype=torch.float32, device="cpu", moe=unused)
+    one_sentence(raised)
+
+
 def test_long_rope_limits_the_context_to_what_does_not_depend_on_the_batch(tmp_path: Path) -> None:
     factors = [1.0] * 8
     rope = {

@@ -116,10 +116,12 @@ def test_biased_experts_have_four_parameters_and_ungated_ones_no_gate() -> None:
 
 def test_the_fingerprint_covers_plan_and_content_and_does_not_depend_on_an_earlier_one() -> None:
     plan = a_plan()
-    first = plan.with_fingerprint(iter([b"content"])).fingerprint
-    assert first == replace(plan, fingerprint="").with_fingerprint(iter([b"content"])).fingerprint
-    assert first != plan.with_fingerprint(iter([b"other"])).fingerprint
-    assert first != replace(plan, dtype="bfloat16").with_fingerprint(iter([b"content"])).fingerprint
+    first = plan.with_fingerprint().fingerprint
+    assert first == replace(plan, fingerprint="").with_fingerprint().fingerprint
+    other = tuple(replace(file, content="ef" * 32) for file in plan.files)
+    assert first != replace(plan, files=other).with_fingerprint().fingerprint
+    assert first != replace(plan, config="ef" * 32).with_fingerprint().fingerprint
+    assert first != replace(plan, dtype="bfloat16").with_fingerprint().fingerprint
 
 
 def test_the_digest_changes_with_weights_placement_arithmetic_and_wire() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -19,12 +20,19 @@ from transformers import AutoModelForCausalLM
 
 from cluster.checkpoint import compile_plan
 from cluster.errors import CheckpointError, PlacementError
-from cluster.load_plan import LoadPlan
+from cluster.load_plan import LoadPlan, ShardFile
+from cluster.shards import content_digest
 from deployments.experts import weights as weights_module
 from deployments.experts.weights import GroupWeights, ProgressBar, load_group
 from tests import models
 
 UNEVEN = ((0, 3, 5), (1,), (7, 2, 4, 6))
+
+
+def compile_files(plan: LoadPlan, root: Path) -> tuple[ShardFile, ...]:
+    """The plan's files as they are now, as if the plan had been made from them."""
+    sized = [replace(file, size_bytes=(root / file.name).stat().st_size) for file in plan.files]
+    return tuple(replace(file, content=content_digest(root, file)) for file in sized)
 
 
 def load(plan: LoadPlan, root: Path, ids: tuple[int, ...], dtype: torch.dtype = torch.float32) -> GroupWeights:
@@ -162,7 +170,7 @@ def test_a_checkpoint_that_changed_since_it_was_compiled_is_refused(tmp_path: Pa
     plan = compile_plan(models.save("olmoe", tmp_path))
     shard = tmp_path / plan.files[0].name
     shard.write_bytes(shard.read_bytes() + b"\0")
-    with pytest.raises(CheckpointError, match=f"{shard.name} has {plan.files[0].size_bytes + 1} bytes"):
+    with pytest.raises(CheckpointError, match=f"{shard.name} has {plan.files[0].size_bytes + 1} bytes.*deploy again"):
         load(plan, tmp_path, (0,))
     shard.unlink()
     with pytest.raises(CheckpointError, match=f"{shard.name} is missing"):
@@ -174,7 +182,18 @@ def test_a_shard_damaged_since_it_was_compiled_is_named(tmp_path: Path) -> None:
     for file in plan.files:
         content = (tmp_path / file.name).read_bytes()
         (tmp_path / file.name).write_bytes(content[:8] + b"x" + content[9:])
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=f"{plan.files[0].name} is not the one .* deploy again"):
+        load(plan, tmp_path, (0,))
+
+
+def test_other_weights_of_the_same_sizes_are_refused_and_a_copy_with_other_times_is_not(tmp_path: Path) -> None:
+    plan = compile_plan(models.save("olmoe", tmp_path))
+    first = tmp_path / plan.files[0].name
+    os.utime(first, ns=(1, 1))
+    load(plan, tmp_path, (0,))
+    models.save("olmoe", tmp_path, seed=1)
+    assert first.stat().st_size == plan.files[0].size_bytes
+    with pytest.raises(CheckpointError, match=f"{first.name} is not the one this deployment was made from"):
         load(plan, tmp_path, (0,))
 
 
@@ -219,8 +238,7 @@ def test_a_tensor_of_another_shape_is_named_even_where_it_would_fit_by_being_rep
     fused = plan.layers[layer].parameters[name].sources[0].fused
     tensors[key] = tensors[key][:, :1].contiguous() if fused else tensors[key][:1].contiguous()
     save_file(tensors, shard, metadata={"format": "pt"})
-    sizes = {file.name: (tmp_path / file.name).stat().st_size for file in plan.files}
-    same = replace(plan, files=tuple(replace(file, size_bytes=sizes[file.name]) for file in plan.files))
+    same = replace(plan, files=compile_files(plan, tmp_path))
     with pytest.raises(CheckpointError, match=f"{re.escape(key)} in .*{shard.name} gives expert 0"):
         load(same, tmp_path, (0,))
 
@@ -233,7 +251,6 @@ def test_a_fused_tensor_of_too_few_experts_is_named(tmp_path: Path) -> None:
     tensors = load_file(shard)
     tensors[key] = tensors[key][:2].contiguous()
     save_file(tensors, shard, metadata={"format": "pt"})
-    size = shard.stat().st_size
-    files = tuple(replace(f, size_bytes=size) if f.name == shard.name else f for f in plan.files)
+    files = compile_files(plan, tmp_path)
     with pytest.raises(CheckpointError, match=f"{re.escape(key)} cannot be read"):
         load(replace(plan, files=files), tmp_path, (7,))
