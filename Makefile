@@ -14,7 +14,7 @@ export $(shell sed -n 's/^\([A-Z_]*\)=.*/\1/p' threads.env)
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup serve test test-steady soak bench bench-smoke check audit format
+.PHONY: setup serve test test-steady test-head soak bench bench-smoke check audit format
 
 setup: $(VENV)/.done
 
@@ -31,6 +31,10 @@ test: setup
 # Three minutes at each level of steady load instead of one; nothing else may use the machine meanwhile.
 test-steady: setup
 	EXPERTSCALE_STEADY_S=180 $(BIN)/python -m pytest tests/e2e/test_elastic.py -s
+
+# The head node is killed and started anew: what clients see of it.
+test-head: setup
+	EXPERTSCALE_HEAD=1 $(BIN)/python -m pytest tests/chaos/test_head_loss.py -s
 
 # Twenty minutes of mixed load while something is killed, stopped or scaled every ten seconds; SECONDS=60 for less.
 soak: setup

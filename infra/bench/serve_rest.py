@@ -17,6 +17,7 @@ import psutil
 
 ANSWER_S = 60.0
 SOCKET_FOLDER_PREFIX = "xs-"
+REPLICA = "ray::ServeReplica:"
 
 
 class ServeRest:
@@ -38,20 +39,34 @@ class ServeRest:
 
     def replica_states(self, application: str) -> dict[str, list[str]]:
         """Deployment -> the states of its replicas, those that start and those that stop included."""
-        request = urllib.request.Request(self._url, headers=self._headers)
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
-            found = json.load(response)["applications"].get(application, {}).get("deployments", {})
-        return {name: [replica["state"] for replica in each["replicas"]] for name, each in found.items()}
+        return {name: [each["state"] for each in replicas] for name, replicas in self._replicas(application).items()}
+
+    def replica_processes(self, application: str) -> dict[str, int]:
+        """Serve's id of a replica -> pid, of all that it has placed."""
+        return {
+            replica["replica_id"]: replica["pid"]
+            for replicas in self._replicas(application).values()
+            for replica in replicas
+            if replica["pid"]
+        }
 
     def replica_pids(self, application: str, deployment: str) -> set[int]:
         """The processes of its replicas, from the moment Ray has given them their names."""
-        title = f"ray::ServeReplica:{application}:{deployment}"
-        # The title ends there or goes on with the name of the method that runs: experts-1 is not experts-10.
-        return {
-            pid
-            for pid, command in _commands(self._served_by)
-            if f"{command[0]}.".startswith((f"{title}.", f"{title}:"))
-        }
+        return set(titled(self._served_by, f"{REPLICA}{application}:{deployment}"))
+
+    def _replicas(self, application: str) -> dict[str, list[dict[str, Any]]]:
+        request = urllib.request.Request(self._url, headers=self._headers)
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
+            found = json.load(response)["applications"].get(application, {}).get("deployments", {})
+        return {name: each["replicas"] for name, each in found.items()}
+
+
+def titled(root: psutil.Process, title: str) -> list[int]:
+    """The descendants of `root` that Ray has given this title, oldest first."""
+    # The title ends there or goes on with the name of the method that runs: experts-1 is not experts-10.
+    ends = (f"{title}.", f"{title}:")
+    found = [process for process, command in commands(root) if f"{command[0]}.".startswith(ends)]
+    return [process.pid for process in sorted(found, key=lambda each: each.create_time())]
 
 
 def is_connected(pid: int) -> bool:
@@ -62,17 +77,17 @@ def is_connected(pid: int) -> bool:
     return False
 
 
-def _commands(served_by: psutil.Process) -> Iterator[tuple[int, list[str]]]:
-    """(pid, command line) of everything `serve run` has started."""
-    for process in served_by.children(recursive=True):
+def commands(root: psutil.Process) -> Iterator[tuple[psutil.Process, list[str]]]:
+    """Every descendant of `root` with its command line."""
+    for process in root.children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             if command := process.cmdline():
-                yield process.pid, command
+                yield process, command
 
 
 def _dashboard_url(served_by: psutil.Process) -> str:
     """Where Ray's dashboard listens, which takes new configs."""
-    for _, command in _commands(served_by):
+    for _, command in commands(served_by):
         ports = [part.removeprefix("--port=") for part in command if part.startswith("--port=")]
         if ports and any(part.endswith("dashboard.py") for part in command):
             return f"http://127.0.0.1:{ports[0]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from tests.serving import wait_for
 GROUPS = ("experts-0", "experts-1")
 REPLICAS = 2
 SILENCE_S = 2.0
+HEARTBEATS_S = 3.0
+"""Replicas report once a second."""
 BACK_S = 90.0
 """Until a killed process has a successor that serves, on a busy machine."""
 
@@ -68,6 +70,33 @@ class Cluster:
         started = time.monotonic()
         wait_for(self.is_whole, timeout_s, "everything back")
         return time.monotonic() - started
+
+    def working(self, group: str, timeout_s: float = HEARTBEATS_S) -> list[int]:
+        """The processes of those replicas of a group that compute rows just now, oldest first; none if nobody does."""
+        with suppress(OSError):
+            before = self._rows(group)
+            deadline = time.monotonic() + timeout_s
+            while time.monotonic() < deadline:
+                rising = {id for id, rows in self._rows(group).items() if rows > before.get(id, rows)}
+                if rising:
+                    pids = self.elastic.rest.replica_processes(self.application)
+                    chosen = {pids[id] for id in rising if id in pids}
+                    return [pid for pid in self.processes.of(group) if pid in chosen]
+                time.sleep(0.1)
+        return []
+
+    def _rows(self, group: str) -> dict[str, int]:
+        """Serve's id of a replica -> rows since its start, as it said last."""
+        return {each["id"].rpartition("#")[2]: each["rows"] or 0 for each in self.elastic.group(group)["replicas"]}
+
+    def busy_routers(self) -> list[int]:
+        """The processes of routers that run requests, as they said last; none if nobody does."""
+        with suppress(OSError):
+            busy = {each["id"] for each in self.elastic.cluster()["routers"] if each["running"]}
+            pids = self.elastic.rest.replica_processes(self.application)
+            chosen = {pids[id] for id in busy if id in pids}
+            return [pid for pid in self.processes.of("Router") if pid in chosen]
+        return []
 
     def idle_routers(self) -> list[dict[str, Any]]:
         """Routers of `/v1/cluster` that hold nothing."""

@@ -7,6 +7,7 @@ something was left over. `make soak` runs it; tests/chaos/test_failures.py runs 
 
 Clients ask for completions of a few lengths, greedy and seeded, streamed and whole, and hang up on some. Every request
 ends in exactly one way: finished (and then its text is compared), cancelled by its client, refused with 429, or failed.
+Every request has a name, under which the server's own log must have it exactly once, with the same status.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
 from pathlib import Path
 
+from tests.chaos.access_log import AccessLog, contradictions
+from tests.chaos.accounts import Accounts, Report
 from tests.chaos.processes import Footprint, footprint
 from tests.chaos.running import Cluster, cluster
 from tests.chaos.streams import Asked, Told, ask
-from tests.chaos.troubles import TROUBLES
+from tests.chaos.troubles import Troubles
 from tests.e2e.load import PROMPTS
 from tests.serving import wait_for
 
@@ -35,107 +37,21 @@ LENGTHS = (8, 40, 160)
 TROUBLE_EVERY_S = 10.0
 CANCELLED_SHARE = 0.15
 LATEST_CANCEL_S = 1.5
-RSS_GROWTH = 0.05
-FILES_GROWTH, THREADS_GROWTH = 0.05, 0.05
+LOGGED_S = 15.0
+"""Until the server has noticed that the last client has hung up, and has written so."""
 IDLE_S = 30.0
 WARM_UP_S = 30.0
-
-
-@dataclass
-class Accounts:
-    """Of all requests. sent: begun; the other counts are how they ended. different: texts that were not as before."""
-
-    sent: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    refused: int = 0
-    failures: list[str] = field(default_factory=list)
-    different: list[str] = field(default_factory=list)
-    tokens: int = 0
-
-    @property
-    def lost(self) -> int:
-        """Requests that ended in no way, or (below zero) in more than one."""
-        return self.sent - self.finished - self.cancelled - self.refused - len(self.failures)
-
-
-@dataclass
-class Report:
-    """What a soak found. kinds: what of -> its footprint before and after. left: what idle routers still hold."""
-
-    seconds: float
-    accounts: Accounts
-    troubles: Counter[str]
-    kinds: dict[str, tuple[Footprint, Footprint]]
-    left: list[str]
-    slowest_s: float
-
-    def growth(self, of: Callable[[Footprint], int]) -> float:
-        """Of all processes together: 0.05 is 5 % more than after the warm-up."""
-        before, after = (sum(of(pair[side]) for pair in self.kinds.values()) for side in (0, 1))
-        return after / max(before, 1) - 1
-
-    @property
-    def faults(self) -> list[str]:
-        """Why this is no success; empty where it is."""
-        accounts = self.accounts
-        growths = {
-            "resident memory": (self.growth(lambda each: each.rss_bytes), RSS_GROWTH),
-            "open files": (self.growth(lambda each: each.files), FILES_GROWTH),
-            "threads": (self.growth(lambda each: each.threads), THREADS_GROWTH),
-        }
-        return [
-            *([f"{accounts.lost} requests are unaccounted for"] if accounts.lost else []),
-            *(["nothing was finished"] if not accounts.finished else []),
-            *[f"failed: {each}" for each in accounts.failures[:5]],
-            *[f"other text: {each}" for each in accounts.different[:5]],
-            *[f"left over: {each}" for each in self.left],
-            *[f"{what} grew by {grown:.1%}" for what, (grown, most) in growths.items() if grown > most],
-        ]
-
-    def as_json(self) -> dict[str, object]:
-        """One flat object."""
-        accounts = {
-            name: len(value) if isinstance(value, list) else value for name, value in asdict(self.accounts).items()
-        }
-        return {
-            "seconds": round(self.seconds, 1),
-            **accounts,
-            "lost": self.accounts.lost,
-            "troubles": sum(self.troubles.values()),
-            "slowest_s": round(self.slowest_s, 2),
-            "rss_growth": round(self.growth(lambda each: each.rss_bytes), 4),
-            "files_growth": round(self.growth(lambda each: each.files), 4),
-            "threads_growth": round(self.growth(lambda each: each.threads), 4),
-            "faults": self.faults,
-        }
-
-    def table(self) -> str:
-        """For people."""
-        accounts = self.accounts
-        lines = [
-            f"requests   {accounts.sent} sent: {accounts.finished} finished, {accounts.cancelled} hung up on, "
-            f"{accounts.refused} refused, {len(accounts.failures)} failed, {accounts.lost} unaccounted for",
-            f"answers    {accounts.tokens} tokens, {len(accounts.different)} texts not as without failures; "
-            f"slowest request {self.slowest_s:.1f} s",
-            f"troubles   {', '.join(f'{count} x {name}' for name, count in sorted(self.troubles.items())) or 'none'}",
-            "",
-            f"{'processes':<12} {'RSS MiB':>16} {'files':>14} {'threads':>14}",
-        ]
-        for name, (before, after) in sorted(self.kinds.items()):
-            lines.append(
-                f"{name:<12} {before.rss_bytes >> 20:>7} ->{after.rss_bytes >> 20:>6} "
-                f"{before.files:>6} ->{after.files:>5} {before.threads:>6} ->{after.threads:>5}"
-            )
-        return "\n".join(lines)
 
 
 class _Clients:
     """Threads that ask until told to stop."""
 
-    def __init__(self, port: int, wanted: Mapping[Asked, str], seed: int) -> None:
+    def __init__(self, port: int, wanted: Mapping[Asked, str], seed: int, name: str) -> None:
+        self._name = name
         self.accounts = Accounts()
         self.slowest_s = 0.0
+        self.statuses: dict[str, str] = {}
+        """Of every request: what its client was told, "" for one that hung up or was told nothing."""
         self._port = port
         self._wanted = wanted
         self._lock = threading.Lock()
@@ -167,12 +83,14 @@ class _Clients:
             timer.start()
         with self._lock:
             self.accounts.sent += 1
+            request_id = f"{self._name}-{self.accounts.sent}"
         began = time.monotonic()
-        told = ask(self._port, asked, Told(), stop=hang_up)
+        told = ask(self._port, asked, Told(), stop=hang_up, request_id=request_id)
         timer.cancel()
         with self._lock:
             self.slowest_s = max(self.slowest_s, time.monotonic() - began)
             self._account(asked, told, hung_up=hang_up.is_set())
+            self.statuses[request_id] = str(told.status) if told.whole or told.status not in (0, 200) else ""
         if told.status == 429:
             self._stop.wait(float(told.retry_after or 1))
 
@@ -201,39 +119,41 @@ def soak(running: Cluster, seconds: float, *, seed: int = 0, say: Callable[[str]
     Before it everything is warmed up by the same load without trouble: what grows then is no leak.
     """
     wanted = _references(running.port)
-    warm_up = _Clients(running.port, wanted, seed)
+    warm_up = _Clients(running.port, wanted, seed, "warm-up")
     warm_up.start()
     time.sleep(min(WARM_UP_S, seconds / 8))
     warm_up.stop()
     _idle(running)
     before = _footprints(running)
-    chance, troubles = random.Random(seed), Counter[str]()
-    clients = _Clients(running.port, wanted, seed + 1)
+    troubles, clients = Troubles(running, seed), _Clients(running.port, wanted, seed + 1, "soak")
     started = time.monotonic()
     clients.start()
     try:
         while (left_s := started + seconds - time.monotonic()) > 0:
             time.sleep(min(TROUBLE_EVERY_S, left_s))
             if left_s > TROUBLE_EVERY_S:
-                name = chance.choice(TROUBLES)(running, chance)
-                troubles[name] += 1
-                say(f"{time.monotonic() - started:6.0f} s  {name}  ({clients.accounts.finished} finished)")
+                what = troubles.make()
+                say(f"{time.monotonic() - started:6.0f} s  {what}  ({clients.accounts.finished} finished)")
     finally:
         clients.stop()
     took_s = time.monotonic() - started
     running.sizes()
     running.restored()
     # Successors of what was killed are cold: the same warm-up as those had that are compared with.
-    again = _Clients(running.port, wanted, seed)
+    again = _Clients(running.port, wanted, seed, "afterwards")
     again.start()
     time.sleep(min(WARM_UP_S, seconds / 8))
     again.stop()
     left = _idle(running)
     after = _footprints(running)
-    kinds = {name: (before.get(name, Footprint(0, 0, 0)), found) for name, found in after.items()}
+    kinds = {name: (before.get(name, Footprint()), found) for name, found in after.items()}
     accounts = clients.accounts
     accounts.failures += [f"in the warm-up: {each}" for part in (warm_up, again) for each in part.accounts.failures]
-    return Report(took_s, accounts, troubles, kinds, left, clients.slowest_s)
+    told = {**warm_up.statuses, **clients.statuses, **again.statuses}
+    differing = _contradictions(running, told)
+    return Report(
+        took_s, accounts, troubles.done, troubles.missed, kinds, left, clients.slowest_s, len(told), differing
+    )
 
 
 def _references(port: int) -> dict[Asked, str]:
@@ -256,6 +176,14 @@ def _idle(running: Cluster) -> list[str]:
         idle = running.idle_routers()
         return [f"{each}" for each in running.elastic.cluster()["routers"] if each not in idle]
     return []
+
+
+def _contradictions(running: Cluster, told: Mapping[str, str]) -> list[str]:
+    """Between clients and server, once both have had their say."""
+    log = AccessLog(running.processes.root)
+    with suppress(AssertionError):
+        wait_for(lambda: log.statuses().keys() >= told.keys(), LOGGED_S, "everything in the log")
+    return contradictions(told, log.statuses())
 
 
 def _footprints(running: Cluster) -> dict[str, Footprint]:

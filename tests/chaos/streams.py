@@ -66,12 +66,24 @@ def requests() -> list[Asked]:
     return [Asked(prompt, seed) for seed in (None, 7) for prompt in prompts]
 
 
-def ask(port: int, asked: Asked, told: Told, *, host: str = "127.0.0.1", stop: threading.Event | None = None) -> Told:
-    """Stream one completion into `told`; `stop` hangs up in the middle. Never raises: `told.error` says what broke."""
+def ask(
+    port: int,
+    asked: Asked,
+    told: Told,
+    *,
+    host: str = "127.0.0.1",
+    stop: threading.Event | None = None,
+    request_id: str | None = None,
+) -> Told:
+    """Stream one completion into `told`; `stop` hangs up in the middle. Never raises: `told.error` says what broke.
+
+    request_id: what Serve calls the request in its log; it thinks of a name itself where there is none.
+    """
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_S)
     try:
         body = json.dumps(asked.body(stream=True))
-        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"} | ({"X-Request-ID": request_id} if request_id else {})
+        connection.request("POST", "/v1/completions", body, headers)
         response = connection.getresponse()
         told.status, told.retry_after = response.status, response.headers.get("Retry-After")
         if response.status != 200:

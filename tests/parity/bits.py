@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -69,13 +69,24 @@ class Talk:
         """Each once the one before it has ended, on the first router."""
         return [self._end(self._begin(0, request)) for request in requests]
 
-    def together(self, requests: Sequence[GenerationRequest], *, one_by_one: bool = False) -> list[list[Said]]:
-        """All in one batch, spread over the routers. one_by_one: each joins when the one before it has begun."""
+    def together(
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        one_by_one: bool = False,
+        midway: Callable[[], None] = lambda: None,
+    ) -> list[list[Said]]:
+        """All in one batch, spread over the routers. one_by_one: each joins when the one before it has begun.
+
+        midway: called when half of them have joined.
+        """
         listeners = []
         for number, request in enumerate(requests):
             listeners.append(self._begin(number, request))
             if one_by_one:
                 assert listeners[-1].begun.wait(END_S)
+            if number == len(requests) // 2:
+                midway()
         return [self._end(listener) for listener in listeners]
 
     def _begin(self, number: int, request: GenerationRequest) -> _Listener:

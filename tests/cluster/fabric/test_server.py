@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cluster.errors import ConfigError, FabricError, HandshakeError, ReplicaLostError
 from cluster.fabric.connections import ServerLimits
-from cluster.fabric.frames import HEADER_BYTES, MAGIC, Kind, Limits, Status, encode
+from cluster.fabric.frames import HEADER_BYTES, MAGIC, Frame, Kind, Limits, Status, encode
 from cluster.fabric.server import ExpertServer, ServedGroup
 from tests.cluster.fabric.serving import (
     DIGEST,
@@ -32,6 +32,7 @@ from tests.cluster.fabric.serving import (
     batch,
     expected,
     finished,
+    impostor,
     serving,
     socket_folder,
     times_expert,
@@ -43,14 +44,21 @@ from tests.cluster.fabric.serving import (
 DIGEST8 = DIGEST[:8]
 
 
-def rows_frame(sequence: int, rows: Tensor, *, counts: tuple[int, ...] | None = None, layer: int = 0) -> bytes:
+def rows_frame(
+    sequence: int,
+    rows: Tensor,
+    *,
+    counts: tuple[int, ...] | None = None,
+    layer: int = 0,
+    deadline_ms: int = 60_000,
+) -> bytes:
     counts = counts or (len(rows), 0, 0)
     buffers = encode(
         Kind.ROWS,
         sequence,
         digest8=DIGEST8,
         layer=layer,
-        deadline_ms=60_000,
+        deadline_ms=deadline_ms,
         counts=np.array(counts),
         body=rows,
     )
@@ -218,13 +226,28 @@ def test_experts_that_raise_fail_their_batch_and_the_server_goes_on() -> None:
 
 
 def test_rows_that_waited_past_their_deadline_are_not_computed() -> None:
-    with serving(emulate_rows_per_s=100.0) as (server, replica), transport() as stream:
-        first = stream.send(replica, batch((5, 0, 0), layer=0), WAIT_S)
-        late = stream.send(replica, batch(layer=1), 0.001)
-        finished(stream, [first, late])
-        with pytest.raises(ReplicaLostError, match="deadline"):
-            late.result()
+    # Both in one piece on one connection: neither can overtake the other, and the second waits while the device is
+    # busy for 50 ms with the first, however busy this machine is.
+    first = rows_frame(1, torch.randn(5, HIDDEN), layer=0)
+    late = rows_frame(2, torch.randn(1, HIDDEN), layer=1, deadline_ms=1)
+    with serving(emulate_rows_per_s=100.0) as (server, _), wired(server) as wire:
+        wire.join().send([first, late])
+        answers = {frame.sequence: frame for frame in (wire.read(), wire.read())}
+        assert answers[1].kind is Kind.RESULT
+        assert (answers[2].kind, answers[2].status) == (Kind.ERROR, Status.LATE)
         assert server.stats().batches == 1
+
+
+def test_rows_that_a_replica_calls_late_may_be_sent_to_another_one() -> None:
+    def too_late(wire: Wire, frame: Frame) -> None:
+        body = b"the deadline passed in the queue."
+        wire.send(encode(Kind.ERROR, frame.sequence, digest8=DIGEST8, status=Status.LATE, body=body))
+
+    with impostor(too_late) as replica, transport() as stream:
+        call = stream.send(replica, batch(), WAIT_S)
+        finished(stream, [call])
+        with pytest.raises(ReplicaLostError, match="deadline"):
+            call.result()
 
 
 def test_a_computation_that_does_not_end_shows_while_it_lasts() -> None:
