@@ -22,7 +22,7 @@ ExpertRows = Mapping[int, npt.NDArray[np.int64]]
 """Layer -> int64 [E], rows of each expert by expert id."""
 
 KEPT_STOPPED = 1000
-"""Ids of routers that said their last word are remembered for so many: a report overtaken by it is seconds old."""
+"""Ids of routers that were folded are remembered for so many: a report overtaken by a last word is seconds old."""
 
 DOMAIN = "recorded"
 """The one domain of the load file: requests do not say what they are about."""
@@ -30,22 +30,27 @@ DOMAIN = "recorded"
 
 @dataclass(frozen=True)
 class LoadReport:
-    """rows: what `router` has sent since its start. last: it stops, and will send no more."""
+    """rows: what `router` has sent since its start. last: it stops, and will send no more.
+
+    digest: of its model, in hex.
+    """
 
     router: str
     rows: ExpertRows
     last: bool = False
+    digest: str = ""
 
 
 class RecordedLoads:
     """The sum over all routers, gone ones included; it never falls.
 
     A router that said its last word is folded into one array. One that crashed keeps an array of its own (120 kB for
-    58 layers of 256 experts), because it may only have been out of reach.
+    58 layers of 256 experts), because it may only have been out of reach, until it is given up by `fold`.
     """
 
-    def __init__(self, groups: Iterable[Experts]) -> None:
-        """groups: the experts of each; all experts there are together."""
+    def __init__(self, groups: Iterable[Experts], digest: str = "") -> None:
+        """groups: the experts of each; all experts there are together. digest: of the model they are of, in hex."""
+        self._digest = digest
         experts: Counter[int] = Counter()
         for group in groups:
             experts.update({layer: len(ids) for layer, ids in group.items()})
@@ -55,21 +60,27 @@ class RecordedLoads:
         self._by_router: dict[str, ExpertRows] = {}
 
     def take(self, report: LoadReport) -> bool:
-        """Take over a report. False: its model has other numbers of experts."""
-        if {layer: len(rows) for layer, rows in report.rows.items()} != self._layers:
+        """Take over a report. False: it is of another model, which is also one of the same shape and other weights."""
+        if report.digest != self._digest or {layer: len(rows) for layer, rows in report.rows.items()} != self._layers:
             return False
         if report.router in self._stopped:
             return True
         known = self._by_router.pop(report.router, self._zeros())
         rows = {layer: np.maximum(known[layer], report.rows[layer]) for layer in self._layers}
+        self._by_router[report.router] = rows
         if report.last:
-            self._stopped[report.router] = None
-            if len(self._stopped) > KEPT_STOPPED:
-                del self._stopped[next(iter(self._stopped))]
-            self._gone = {layer: self._gone[layer] + rows[layer] for layer in self._layers}
-        else:
-            self._by_router[report.router] = rows
+            self.fold(report.router)
         return True
+
+    def fold(self, router: str) -> None:
+        """The router will send no more, or is given up: its rows stay, its array goes. What it still sends is lost."""
+        rows = self._by_router.pop(router, None)
+        if rows is None:
+            return
+        self._stopped[router] = None
+        if len(self._stopped) > KEPT_STOPPED:
+            del self._stopped[next(iter(self._stopped))]
+        self._gone = {layer: self._gone[layer] + rows[layer] for layer in self._layers}
 
     def as_load_file(self) -> dict[str, Any]:
         """Ready for JSON, as `cluster.placement.read_load` reads it; all zeros before the first row."""

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cluster.config import deployment_name
 from cluster.decisions import PolicyReport
 from cluster.loads import LoadReport, RecordedLoads
 from cluster.membership import Epoch, Membership, Replica, State, View
 from cluster.snapshot import ROUTER, ClusterFacts, cluster_snapshot, health, reasons
 from cluster.stats import ReplicaStats, RouterStats, StartFailure
+from cluster.transport_totals import TransportTotals
 
 logger = logging.getLogger(__name__)
 
 ROUTER_TIMEOUT_S = 5.0
 """A router unheard of for longer is not counted any more."""
+FOLD_AFTER_S = 600.0
+"""A router unheard of for longer is given up: its rows and bytes stay in the sums, what it kept apart goes."""
 KEPT_FAILURES = 5
 """How many failed starts are remembered of a group, and of the routers."""
 
@@ -41,8 +45,10 @@ class DirectoryCore:
         self._routers: dict[str, tuple[float, RouterStats]] = {}
         self._policy: PolicyReport | None = None
         # Kept for routers that are gone, too: the sum over all of them must never fall.
-        self._router_bytes: dict[str, Mapping[str, int]] = {}
-        self._loads = RecordedLoads(facts.experts.values())
+        self._router_bytes = TransportTotals()
+        self._loads = RecordedLoads(facts.experts.values(), facts.digest)
+        self._totals_heard: dict[str, float] = {}
+        self._other_models: set[str] = set()
         self._started_s = clock()
         self._ready: set[str] = set()
         self._failures: dict[str, deque[StartFailure]] = {}
@@ -55,7 +61,7 @@ class DirectoryCore:
             self._replica_stats[replica.id] = stats
             if replica.state is State.READY and replica.id not in self._ready:
                 self._ready.add(replica.id)
-                self._failures.pop(replica.group, None)
+                self._started(replica.group, replica.digest, deployment_name(replica.group, replica.pool))
         else:
             logger.warning("replica %s of %s is refused: its id has left or is taken", replica.id, replica.group)
         await self._announce(before)
@@ -83,6 +89,11 @@ class DirectoryCore:
         for router_id in [rid for rid, (heard, _) in self._routers.items() if now - heard > ROUTER_TIMEOUT_S]:
             logger.warning("router %s has been silent too long", router_id)
             del self._routers[router_id]
+        for router_id in [rid for rid, heard in self._totals_heard.items() if now - heard > FOLD_AFTER_S]:
+            self._router_bytes.fold(router_id)
+            self._loads.fold(router_id)
+            self._other_models.discard(router_id)
+            del self._totals_heard[router_id]
         await self._announce(before)
 
     async def view(self, known: Epoch | None, timeout_s: float) -> View:
@@ -98,9 +109,10 @@ class DirectoryCore:
     async def report_router(self, stats: RouterStats) -> None:
         """The heartbeat of a router."""
         if stats.id not in self._routers:
-            self._failures.pop(ROUTER, None)
+            self._started(ROUTER, stats.digest)
         self._routers[stats.id] = (self._clock(), stats)
-        self._router_bytes[stats.id] = stats.transport_bytes
+        self._totals_heard[stats.id] = self._clock()
+        self._router_bytes.take(stats.id, stats.transport_bytes)
 
     async def report_policy(self, report: PolicyReport) -> None:
         """What the autoscaler says: its policy and its last decisions, all of them each time."""
@@ -110,11 +122,13 @@ class DirectoryCore:
         """Rows of each expert so far, from a router, every few seconds and when it stops."""
         if report.last:
             self._routers.pop(report.router, None)
-        if not self._loads.take(report):
+        self._totals_heard[report.router] = self._clock()
+        if not self._loads.take(report) and report.router not in self._other_models:
+            self._other_models.add(report.router)  # said once, not with every report
             logger.warning("the loads of router %s are of another model and are not counted", report.router)
 
     async def report_failure(self, failure: StartFailure) -> None:
-        """A replica could not start. Remembered until one of the same part can."""
+        """A replica could not start. Remembered until one of the same deployment and model can."""
         logger.warning("a replica of %s cannot start: %s", failure.deployment, failure.reason)
         self._failures.setdefault(failure.part, deque(maxlen=KEPT_FAILURES)).append(failure)
 
@@ -145,15 +159,12 @@ class DirectoryCore:
 
     def snapshot(self, targets: Mapping[str, int]) -> dict[str, Any]:
         """The body of `/v1/cluster`; `targets` maps deployments to the replicas Serve works towards."""
-        transport_bytes: Counter[str] = Counter()
-        for per_router in self._router_bytes.values():
-            transport_bytes.update(per_router)
         return cluster_snapshot(
             self._facts,
             self._membership.view(),
             self._replica_stats,
             self._live_routers(),
-            transport_bytes,
+            self._router_bytes.total(),
             targets,
             self._policy,
             self._failures,
@@ -166,6 +177,13 @@ class DirectoryCore:
     def reasons(self) -> dict[str, str]:
         """What could not start, and why."""
         return reasons(self._failures)
+
+    def _started(self, part: str, digest: str, deployment: str | None = None) -> None:
+        # A part of an old version, or in another pool, that starts says nothing of those that could not.
+        listed = self._failures.pop(part, deque())
+        kept = [each for each in listed if each.digest != digest or deployment not in (None, each.deployment)]
+        if kept:
+            self._failures[part] = deque(kept, maxlen=KEPT_FAILURES)
 
     def _forget(self, replica_id: str) -> None:
         self._replica_stats.pop(replica_id, None)

@@ -24,10 +24,10 @@ _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough mem
 
 
 @asynccontextmanager
-async def telling(directory: Any, *, part: str, deployment: str) -> AsyncIterator[None]:
+async def telling(directory: Any, *, part: str, deployment: str, digest: str) -> AsyncIterator[None]:
     """Whatever breaks in the block is told to the Directory and raised again.
 
-    part, deployment: as in `StartFailure`.
+    part, deployment, digest: as in `StartFailure`.
 
     Raises:
         ReplicaStartError: always the one; its message is the sentence.
@@ -37,8 +37,9 @@ async def telling(directory: Any, *, part: str, deployment: str) -> AsyncIterato
     except Exception as error:
         logger.exception("a replica of %s cannot start", deployment)
         reason = explanation(error, deployment)
+        failure = StartFailure(time.time(), part, deployment, reason, digest)
         try:
-            await call(directory.report_failure.remote(StartFailure(time.time(), part, deployment, reason)), TELL_S)
+            await call(directory.report_failure.remote(failure), TELL_S)
         except Exception as untold:
             logger.warning("the directory does not hear that %s cannot start: %r", deployment, untold)
         raise ReplicaStartError(reason) from None

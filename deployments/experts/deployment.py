@@ -55,7 +55,8 @@ class ExpertGroup:
         self._longest_s = args.ingress.request_timeout_s
         resources = args.experts.resources if pool == HOME_POOL else args.experts.pools[pool].resources
         context = serve.get_replica_context()
-        async with telling(directory, part=args.experts.group_names[index], deployment=context.deployment):
+        group, digest = args.experts.group_names[index], blueprint.digest.hex()
+        async with telling(directory, part=group, deployment=context.deployment, digest=digest):
             self._replica = await asyncio.to_thread(
                 ExpertReplica,
                 blueprint,

@@ -13,11 +13,12 @@ from cluster.membership import Address, Epoch, Replica, State
 from cluster.placement import contiguous
 from cluster.snapshot import cluster_facts
 from cluster.stats import ReplicaStats, RouterStats, StartFailure
-from deployments.directory_core import KEPT_FAILURES, ROUTER_TIMEOUT_S, DirectoryCore
+from deployments.directory_core import FOLD_AFTER_S, KEPT_FAILURES, ROUTER_TIMEOUT_S, DirectoryCore
 
 HERE = Address("node", "socket", "127.0.0.1", 7000)
 FACTS = cluster_facts("demo", "ab" * 32, contiguous({0: 4}, 2), ExpertsSpec(groups=2))
 LONG_S = 3600.0
+DIGEST = "ab" * 32
 
 
 @pytest.fixture
@@ -197,7 +198,7 @@ def test_a_restarted_directory_fills_by_the_next_heartbeats(clock):
 
 def test_loads_are_summed_over_routers_and_kept_when_they_go(core, clock):
     def report(router, *rows, last=False):
-        return core.report_loads(LoadReport(router, {0: np.array(rows)}, last))
+        return core.report_loads(LoadReport(router, {0: np.array(rows)}, last, DIGEST))
 
     async def story():
         assert core.loads() == {"layers": [0], "domains": {"recorded": [[0, 0, 0, 0]]}}
@@ -218,7 +219,37 @@ def test_loads_of_another_model_are_not_counted_and_said_so(core, caplog):
     assert "old" in caplog.text
 
 
-DIGEST = "ab" * 32
+def test_loads_of_other_weights_of_the_same_shape_are_not_counted_and_said_once(core, caplog):
+    async def story():
+        await core.report_loads(LoadReport("new", {0: np.array([1, 0, 0, 0])}, digest=DIGEST))
+        for _ in range(3):
+            await core.report_loads(LoadReport("old", {0: np.array([0, 9, 0, 0])}, digest="cd" * 32))
+
+    asyncio.run(story())
+    assert core.loads()["domains"] == {"recorded": [[1, 0, 0, 0]]}
+    assert caplog.text.count("the loads of router old") == 1
+
+
+def test_killed_routers_are_folded_after_a_while_and_the_sums_never_fall(core, clock):
+    async def story():
+        for number in range(20):
+            router = str(number)
+            await core.report_router(RouterStats(router, digest=DIGEST, transport_bytes={"stream": 10}))
+            await core.report_loads(LoadReport(router, {0: np.array([1, 0, 0, 0])}, digest=DIGEST))
+            clock[0] += FOLD_AFTER_S / 2 + 1
+            await core.expire()
+            assert core.loads()["domains"] == {"recorded": [[number + 1, 0, 0, 0]]}
+            assert core.snapshot({})["transport_bytes"]["stream"] == 10 * (number + 1)
+        assert len(core._router_bytes._by_router) == len(core._loads._by_router) == len(core._totals_heard) == 1
+        # One that comes back after all is not counted a second time.
+        await core.report_router(RouterStats("0", digest=DIGEST, transport_bytes={"stream": 11}))
+        await core.report_loads(LoadReport("0", {0: np.array([2, 0, 0, 0])}, digest=DIGEST))
+        assert core.snapshot({})["transport_bytes"]["stream"] == 200
+        assert core.loads()["domains"] == {"recorded": [[20, 0, 0, 0]]}
+
+    asyncio.run(story())
+
+
 LEAVING = replica("a", state=State.DRAINING)
 
 
@@ -271,7 +302,7 @@ def test_a_router_that_says_its_last_word_needs_nobody(core, clock):
 
 
 def failure(reason, part="experts-0"):
-    return StartFailure(1.0, part, part, reason)
+    return StartFailure(1.0, part, part, reason, DIGEST)
 
 
 def test_the_reason_of_a_failed_start_is_known_until_a_replica_of_the_group_becomes_ready(core):
@@ -292,11 +323,34 @@ def test_the_reason_of_a_failed_start_is_known_until_a_replica_of_the_group_beco
 
 def test_the_reason_of_a_router_is_known_until_another_router_reports(core):
     async def story():
-        await core.report_router(RouterStats("old"))
+        await core.report_router(RouterStats("old", digest=DIGEST))
         await core.report_failure(failure("no memory", "router"))
-        await core.report_router(RouterStats("old"))
+        await core.report_router(RouterStats("old", digest=DIGEST))
         assert core.reasons() == {"router": "no memory"}
-        await core.report_router(RouterStats("new"))
+        await core.report_router(RouterStats("new", digest=DIGEST))
+        assert core.reasons() == {}
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("other", [{"digest": "cd" * 32}, {"pool": "h100"}])
+def test_a_replica_of_another_version_or_pool_that_starts_clears_no_reason(core, other):
+    async def story():
+        await core.report_failure(failure("no disk"))
+        await core.report(replace(replica("other"), **other), ReplicaStats())
+        assert core.reasons() == {"experts-0": "no disk"}
+        await core.report(replica("same"), ReplicaStats())
+        assert core.reasons() == {}
+
+    asyncio.run(story())
+
+
+def test_a_router_of_another_version_that_starts_clears_no_reason(core):
+    async def story():
+        await core.report_failure(StartFailure(1.0, "router", "Router", "no memory", DIGEST))
+        await core.report_router(RouterStats("old", digest="cd" * 32))
+        assert core.reasons() == {"router": "no memory"}
+        await core.report_router(RouterStats("new", digest=DIGEST))
         assert core.reasons() == {}
 
     asyncio.run(story())

@@ -32,7 +32,7 @@ def fail(directory: Hearing, error: Exception) -> str:
     """What the caller of a constructor that raises `error` is told."""
 
     async def story() -> None:
-        async with telling(directory, part="experts-2", deployment="experts-2-h100"):
+        async with telling(directory, part="experts-2", deployment="experts-2-h100", digest="ab"):
             raise error
 
     with pytest.raises(ReplicaStartError) as caught:
@@ -47,14 +47,15 @@ def test_the_reason_is_told_and_raised_whether_or_not_anybody_hears_it(down: boo
     assert told == "experts-2-h100 cannot start: the shard /models/m-2.safetensors is missing; ..."
     if not down:
         [heard] = directory.heard
-        assert (heard.part, heard.deployment, heard.reason) == ("experts-2", "experts-2-h100", told)
+        assert (heard.part, heard.deployment, heard.digest) == ("experts-2", "experts-2-h100", "ab")
+        assert heard.reason == told
 
 
 def test_nothing_is_told_where_nothing_breaks() -> None:
     directory = Hearing()
 
     async def story() -> None:
-        async with telling(directory, part="router", deployment="Router"):
+        async with telling(directory, part="router", deployment="Router", digest="ab"):
             pass
 
     asyncio.run(story())

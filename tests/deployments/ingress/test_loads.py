@@ -44,7 +44,7 @@ def sent_by_a_router(seed: int) -> tuple[LoadReport, torch.Tensor]:
         hidden, index, weight = small.layer_input(tokens, torch.float32, seed=seed + tokens)
         dispatcher.scatter_gather(small.LAYER, hidden, index, weight)
         asked.append(index.flatten())
-    return LoadReport(f"router-{seed}", dispatcher.loads()), torch.cat(asked)
+    return LoadReport(f"router-{seed}", dispatcher.loads(), digest=small.DIGEST.hex()), torch.cat(asked)
 
 
 def test_loads_over_http_are_a_load_file_that_balances_what_the_routers_sent(tmp_path: Path) -> None:
