@@ -39,7 +39,7 @@ COMPUTE_TRIES = 2
 TICK_S = 0.001
 """No wait is finer: what is late in less is late."""
 CONNECT_PATIENCE_S = 0.1
-"""How long several replicas, none of them connected, are waited for before the rows count as stranded."""
+"""How long a replica that is the only choice and not connected is waited for before the rows count as stranded."""
 
 
 class Scatter:
@@ -140,9 +140,9 @@ class Scatter:
             peers = self._env.peers.usable(group, now)
             if part.failed_at:
                 peers = [peer for peer in peers if peer.replica.id != part.failed_at] or peers
-            # Only where there is nobody else in the group may connecting block.
-            if peers and len(self._env.peers.ready(group)) > 1:
-                peers = self._connected(part, peers, now)
+            if peers:
+                alone = len(self._env.peers.ready(group)) == 1
+                peers = self._reached(part, peers[0], now) if alone else self._connected(part, peers, now)
                 now = self._env.clock()
             if len(peers) == 1:
                 if not self._send(part, peers[0], now):
@@ -153,6 +153,14 @@ class Scatter:
                 if part.first_failure_s is None:
                     part.first_failure_s = now
                 self._stranded.append(part)
+
+    def _reached(self, part: Part, peer: Peer, now: float) -> Sequence[Peer]:
+        """`peer`, the only one of its group, if it takes rows soon; nobody, if the rows must look for it again."""
+        patience_s = min(CONNECT_PATIENCE_S, self._until_s - now, self._give_up_s(part) - now)
+        if self._connects(part, peer, max(0.0, patience_s)):
+            return (peer,)
+        peer.retry_at_s = max(peer.retry_at_s, self._env.clock() + STRANDED_POLL_S)
+        return ()
 
     def _connected(self, part: Part, peers: Sequence[Peer], now: float) -> Sequence[Peer]:
         """Those of `peers` that take rows at once; else those of their group that are late, but do; else the first that

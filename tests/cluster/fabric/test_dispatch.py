@@ -19,6 +19,7 @@ from cluster.errors import (
     ReplicaLostError,
 )
 from cluster.fabric.dispatch import Dispatcher
+from cluster.fabric.scatter import CONNECT_PATIENCE_S
 from cluster.fabric.transport import Batch, Call
 from cluster.membership import Epoch, Replica, State, View
 from cluster.placement import Placement
@@ -408,3 +409,30 @@ class Echo(FakeTransport):
         call = FakeCall(0, replica.id, batch, self.clock.now, batch.hidden[batch.index])
         self.open.append(call)
         return call
+
+
+def test_an_only_replica_that_connects_late_gets_its_rows() -> None:
+    router = Router(replica("a"))
+    router.behave("a", Behaviour(connects_at_s=1.2))
+    router.step(FIRST)
+    assert router.receivers() == ["a"]
+    assert 1.2 <= router.clock.now < 1.4
+
+
+def test_an_only_replica_that_never_connects_holds_rows_no_longer_than_they_may_wait() -> None:
+    router = Router(replica("a"))
+    router.behave("a", Behaviour(connects_at_s=1e9))
+    with pytest.raises(ExpertsUnavailableError, match=r"experts-0 .*a: no answer yet"):
+        router.step(FIRST)
+    # The first failure is that nothing has come of the first patience.
+    assert router.clock.now == pytest.approx(30 + CONNECT_PATIENCE_S, abs=0.01)
+
+
+def test_a_deadline_is_kept_while_an_only_replica_is_being_connected_to() -> None:
+    router = Router(replica("a"), replica("b", group=1))
+    router.behave("a", Behaviour(connects_at_s=1e9))
+    router.behave("b", Behaviour(connects_at_s=1e9))
+    router.dispatcher.until_s = 0.15
+    with pytest.raises(DeadlineError):
+        router.step(BOTH)
+    assert router.clock.now == pytest.approx(0.15, abs=0.005)
