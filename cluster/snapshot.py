@@ -129,6 +129,10 @@ def cluster_snapshot(
                 "running": router.running,
                 "waiting": router.waiting,
                 "kv_used_tokens": router.kv_used_tokens,
+                "tokens_generated": router.tokens_generated,
+                "preemptions": router.preemptions,
+                "ttft_p95_ms": _milliseconds(router.ttft_p95_ms),
+                "tpot_p95_ms": _milliseconds(router.tpot_p95_ms),
                 **_other_model(facts, router.digest),
             }
             for router in sorted(routers, key=lambda router: router.id)
@@ -165,6 +169,10 @@ def _replica(
     if rows_per_s is not None:
         shown |= {"emulated": True, "emulated_rows_per_s": rows_per_s}
     return shown | _other_model(facts, replica.digest)
+
+
+def _milliseconds(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
 
 
 def _other_model(facts: ClusterFacts, digest: str) -> dict[str, str]:

@@ -33,6 +33,8 @@ class RouterStats:
     critical_share: group -> share of the last interval's step time (0 to 1) that this router waited for that group
         alone, after all others had answered. Empty where no step ran: an idle router knows nothing, not zero.
     digest: of its model, in hex; "" where it has not been said. groups: those it needs, all of them.
+    tokens_generated, preemptions: since its start; 0 is what it has done, not what is unknown.
+    ttft_p95_ms, tpot_p95_ms: of late, to the first token and from one to the next; None where nobody waited.
     """
 
     id: str
@@ -44,6 +46,10 @@ class RouterStats:
     critical_share: Mapping[str, float] = field(default_factory=dict)
     digest: str = ""
     groups: tuple[str, ...] = ()
+    tokens_generated: int = 0
+    preemptions: int = 0
+    ttft_p95_ms: float | None = None
+    tpot_p95_ms: float | None = None
 
 
 REASON_CHARS = 400
@@ -54,12 +60,14 @@ class StartFailure:
     """A replica that could not start. time: Unix seconds. part: its group, or "router".
 
     deployment: Serve's name of it. reason: one sentence; what is longer than `REASON_CHARS` is cut.
+    digest: of its model, in hex.
     """
 
     time: float
     part: str
     deployment: str
     reason: str
+    digest: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """As `/v1/cluster` shows it."""

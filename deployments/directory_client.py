@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 REPORT_PERIOD_S = 1.0
 LOADS_PERIOD_S = 5.0
+CHANGED_LOADS_PERIOD_S = 1.0
+"""While rows are computed: 0.2 ms and 127 kB a report of 61 layers of 256 experts."""
 CALL_TIMEOUT_S = 3.0
 POLL_S = 5.0
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0)
@@ -134,8 +136,8 @@ class RouterLink:
     """A router's side: its view of the cluster, its heartbeat, its loads, its complaints. Belongs to one asyncio loop.
 
     digest: of its model, in hex. on_view: called in that loop with each new view to use. stats: called once a period
-    and by nobody else, so that it may measure intervals; must be quick. loads: called every `loads_period_s` and at the
-    end; so must it be.
+    and by nobody else, so that it may measure intervals; must be quick. loads: so must it be; called
+    once a second and at the end, told then if rows have come since, and every `loads_period_s` whether or not.
     """
 
     def __init__(
@@ -218,10 +220,18 @@ class RouterLink:
     async def _report_loads_forever(self) -> None:
         # Totals each time: what the directory does not hear now it hears with the next.
         outage = Outage("this router cannot tell its loads to the directory")
+        pause_s = min(self._loads_period_s, CHANGED_LOADS_PERIOD_S)
+        told, silent_s = -1, 0.0
         while True:
-            await asyncio.sleep(self._loads_period_s)
+            await asyncio.sleep(pause_s)
+            silent_s += pause_s
+            loads = self._loads()
+            rows = sum(int(layer.sum()) for layer in loads.rows.values())
+            if rows == told and silent_s < self._loads_period_s:
+                continue
             try:
-                await call(self._handle.report_loads.remote(self._loads()))
+                await call(self._handle.report_loads.remote(loads))
+                told, silent_s = rows, 0.0
                 outage.over()
             except Exception as error:
                 outage.failed(error)

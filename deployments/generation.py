@@ -7,10 +7,13 @@ router lives. Nothing else ever comes back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
+Experts = Mapping[int, tuple[int, ...]]
+"""Layer -> expert ids, both ascending."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class GenerationRequest:
     choice: with n == 1, the index of the choice being generated (a resume of one choice of several).
     vocabulary: of `Blueprint`: a router of another one would read other words in these tokens; "" for any.
     digest: of the model that must answer, in hex, because it gave tokens already; "" for any of this vocabulary.
+    show_experts: whether chunks are to say which experts their tokens went to.
+    trace: the `traceparent` of the span that this belongs to; "" where it is not traced.
     accepted: part of what was accepted already, a resume or one more prompt of the same HTTP request: it may wait.
     """
 
@@ -63,6 +68,8 @@ class GenerationRequest:
     vocabulary: str = ""
     digest: str = ""
     accepted: bool = False
+    show_experts: bool = False
+    trace: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,9 @@ class TokenChunk:
     `tokens` and counted in usage; the Ingress does not show it as text.
     cached_tokens: prompt tokens whose keys and values were reused, on the first chunk of a choice.
     digest: of the router's model, in hex, on the first chunk of an answer: whoever goes on must have the same.
+    experts: where they were asked for, those that the tokens computed for this chunk went to. That is the last token
+        before each of `tokens`, and with the first chunk of a choice all of the prompt that was not reused; again all
+        of it where another router goes on, or after a preemption.
     """
 
     choice: int
@@ -102,3 +112,17 @@ class TokenChunk:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     digest: str = ""
+    experts: Experts | None = None
+
+
+def union(*used: Experts | None) -> Experts | None:
+    """All experts of all of them; None where nothing is known.
+
+    >>> union(None, {1: (4, 7)}, {1: (5, 7), 2: (0,)}), union(None, None)
+    ({1: (4, 5, 7), 2: (0,)}, None)
+    """
+    known = [each for each in used if each is not None]
+    if len(known) < 2:
+        return known[0] if known else None
+    layers = sorted({layer for each in known for layer in each})
+    return {layer: tuple(sorted({i for each in known for i in each.get(layer, ())})) for layer in layers}

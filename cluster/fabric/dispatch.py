@@ -30,6 +30,8 @@ from cluster.placement import Placement
 
 Watch = Callable[[npt.NDArray[np.int64]], None]
 """Told of a MoE layer's rows before they leave: int64 [T, K], the group of each. Must be quick."""
+WatchExperts = Callable[[int, npt.NDArray[np.int64]], None]
+"""As `Watch`, told of the layer's id and int64 [T, K], the expert of each row; not to be kept."""
 
 
 @dataclass(slots=True)
@@ -83,10 +85,10 @@ class DispatchStats:
 
 
 class Dispatcher:
-    """One per router. `scatter_gather` and `watch` belong to one thread; the other methods may be called from any.
+    """One per router. `scatter_gather` and what watches belong to one thread; the other methods may be called from any.
 
-    watch: while it is set, told of every layer. until_s: when nobody wants the results any more, by `clock`; experts
-    drop what is late by then.
+    watch, watch_experts: while set, told of every layer. until_s: when nobody wants the results any more, by `clock`;
+    experts drop what is late by then.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Dispatcher:
         )
         self._use(torch.device("cpu"))
         self.watch: Watch | None = None
+        self.watch_experts: WatchExperts | None = None
         self.until_s = float("inf")
         self._loads = {layer: np.zeros(len(owner), dtype=np.int64) for layer, owner in placement.owner.items()}
         self._tokens = 0
@@ -166,6 +169,8 @@ class Dispatcher:
         packed = table.pack(host_index)
         if self.watch is not None:
             self.watch(table.groups_of(host_index))
+        if self.watch_experts is not None:
+            self.watch_experts(layer, host_index.numpy())
         self._refresh()
         scatter = Scatter(
             self._environment,

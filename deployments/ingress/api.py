@@ -25,11 +25,14 @@ from starlette.routing import BaseRoute, Route
 from cluster.errors import RequestError
 from deployments.generation import GenerationRequest, SamplingParams
 from deployments.ingress.choices import Delta
+from deployments.ingress.dashboard import page
 from deployments.ingress.deadlines import Deadline
 from deployments.ingress.disconnect import while_connected
 from deployments.ingress.errors import ClientGoneError, error_object, error_response, json_response
+from deployments.ingress.experts_used import Unsaid, asking, with_experts
 from deployments.ingress.generate import Generation
 from deployments.ingress.limits import Lease
+from deployments.ingress.live import LONGEST_S, Live
 from deployments.ingress.openapi import document
 from deployments.ingress.parsing import check_headers, parse_body, read_body
 from deployments.ingress.prompts import chat_prompt, completion_prompts
@@ -37,6 +40,7 @@ from deployments.ingress.responses import Answer, ChatAnswer, TextAnswer, join
 from deployments.ingress.schemas import ChatBody, CompletionBody
 from deployments.ingress.service import Service
 from deployments.ingress.sse import DONE, EventStream, event
+from deployments.ingress.tracing import tracing
 from deployments.ingress.validation import check_body, check_model, completion_budget, draw_seed, sampling_params
 
 log = logging.getLogger(__name__)
@@ -63,6 +67,10 @@ def create_app(service: Service) -> FastAPI:
         Route("/v1/cluster/loads", _answering(api.loads), methods=["GET"]),
         Route("/openapi.json", _answering(api.openapi), methods=["GET"]),
         Route("/health", _answering(api.health), methods=["GET"]),
+        Route("/dashboard", _answering(page), methods=["GET"]),
+        # Before the files: it is none.
+        Route("/dashboard/events", _answering(api.events), methods=["GET"]),
+        Route("/dashboard/{file}", _answering(page), methods=["GET"]),
     ]
     # Our own description instead of FastAPI's, and no interactive pages: they load scripts from other hosts.
     app = FastAPI(title="ExpertScale", routes=routes, openapi_url=None, redirect_slashes=False)
@@ -73,6 +81,7 @@ def create_app(service: Service) -> FastAPI:
 class _Api:
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._live = Live(service.cluster, leaving=service.leaving)
 
     async def chat(self, request: Request) -> Response:
         with self._admit(request) as lease:
@@ -102,6 +111,12 @@ class _Api:
     async def loads(self, request: Request) -> Response:
         self._service.auth.check_admin(request.headers.get("authorization"))
         return json_response(await self._service.cluster.loads())
+
+    async def events(self, request: Request) -> Response:
+        self._service.auth.check_admin(request.headers.get("authorization"))
+        self._live.enter()
+        until_s = asyncio.get_running_loop().time() + LONGEST_S + LAST_WORDS_S
+        return EventStream(self._live.events(), self._live.leave, {}, until_s)
 
     async def openapi(self, request: Request) -> Response:
         self._service.auth.check_api(request.headers.get("authorization"))
@@ -155,9 +170,10 @@ class _Api:
         answer = (ChatAnswer if chat else TextAnswer)(
             id, int(time.time()), service.model, service.tokenizer, logprobs=body.alternatives is not None, usage=usage
         )
-        generation = Generation(
+        traced = tracing(service.tracer, request.headers, model=service.model.name, id=id, chat=chat)
+        generation = traced(
             service.router,
-            _requests(id, body, sampling, prompts, service, deadline),
+            asking(request.headers, _requests(id, body, sampling, prompts, service, deadline)),
             session_id=_session_id(request, body),
             tokenizer=service.tokenizer,
             stops=body.stop or (),
@@ -168,7 +184,8 @@ class _Api:
         try:
             if not body.stream:
                 deltas = await while_connected(request.receive, _collect(generation))
-                content = answer.complete(deltas, generation.usage()).model_dump_json(exclude_unset=True)
+                whole = with_experts(answer.complete(deltas, generation.usage()), deltas)
+                content = whole.model_dump_json(exclude_unset=True)
                 return Response(content, media_type="application/json", headers=headers)
             # The status is sent with the first token: what fails before it fails with a status of its own.
             first = await while_connected(request.receive, generation.next())
@@ -232,9 +249,10 @@ async def _events(
     """The body of a streamed answer, beginning with the delta that was waited for."""
     for chunk in answer.opening(len(generation.choices)):
         yield event(chunk)
+    unsaid = Unsaid()
     try:
         while delta is not None:
-            for chunk in answer.chunks(delta):
+            for chunk in unsaid.told(delta, answer.chunks(delta)):
                 yield event(chunk)
             delta = await generation.next()
         if usage:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deployments.generation import FinishReason, TokenChunk, TokenLogprob
+from deployments.generation import Experts, FinishReason, TokenChunk, TokenLogprob
 from deployments.ingress.chat import ChatTokenizer
 from deployments.ingress.detokenizer import Detokenizer
 from deployments.ingress.stops import StopMatcher
@@ -24,12 +24,16 @@ class ShownToken:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one chunk added to what a client sees of choice `choice`; any part may be empty."""
+    """What one chunk added to what a client sees of choice `choice`; any part may be empty.
+
+    experts: as of `TokenChunk`.
+    """
 
     choice: int
     text: str
     tokens: tuple[ShownToken, ...] = ()
     finish_reason: FinishReason | None = None
+    experts: Experts | None = None
 
 
 class Choice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster.blueprint import Blueprint
 from cluster.config import AppConfig, resolve
 from cluster.serve_logging import log_through_serve
+from cluster.telemetry import tracer
 from deployments.directory_client import ClusterReader
 from deployments.ingress.exposure import EVERYWHERE, refuse_open
 from deployments.targets import TargetReplicas
@@ -65,12 +67,14 @@ def _service(args: AppConfig, blueprint: Blueprint, router: DeploymentHandle, di
     from deployments.ingress.auth import authenticator
     from deployments.ingress.chat import ChatTokenizer
     from deployments.ingress.handles import DirectoryCluster, RouterHandle
+    from deployments.ingress.leaving import Leaving
     from deployments.ingress.limits import Limiter
     from deployments.ingress.resume import ResumingRouter
     from deployments.ingress.service import ServedModel, Service
 
     config = AutoConfig.from_pretrained(blueprint.model_path, local_files_only=True, trust_remote_code=False)
-    application = serve.get_replica_context().app_name
+    context = serve.get_replica_context()
+    application = context.app_name
     return Service(
         model=ServedModel(
             name=args.model.served_name,
@@ -90,4 +94,6 @@ def _service(args: AppConfig, blueprint: Blueprint, router: DeploymentHandle, di
         limiter=Limiter(time.monotonic),
         max_body_bytes=args.ingress.max_body_bytes,
         request_timeout_s=args.ingress.request_timeout_s,
+        tracer=tracer("expertscale-ingress", {"expertscale.digest": blueprint.digest.hex()}, os.environ),
+        leaving=Leaving(application, context.deployment, context.replica_id.unique_id),
     )

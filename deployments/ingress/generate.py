@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.errors import DeadlineError, EngineError
 from deployments.generation import GenerationRequest, TokenChunk
@@ -86,7 +86,7 @@ class Generation:
                 await _close(self._streams[prompt])
             else:
                 self._fresh.append(prompt)
-            return delta
+            return delta if chunk.experts is None else replace(delta, experts=chunk.experts)
 
     def usage(self) -> Usage:
         """What was used so far."""

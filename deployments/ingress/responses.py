@@ -15,6 +15,7 @@ from openai.types.chat import chat_completion_chunk as streamed
 from openai.types.completion_usage import PromptTokensDetails
 from pydantic import BaseModel
 
+from deployments.generation import union
 from deployments.ingress.chat import ChatTokenizer
 from deployments.ingress.choices import Delta, ShownToken
 from deployments.ingress.generate import Usage
@@ -174,7 +175,8 @@ def join(deltas: Sequence[Delta]) -> Delta:
     for delta in deltas:
         tokens.extend(delta.tokens)
     text = "".join(delta.text for delta in deltas)
-    return Delta(deltas[0].choice, text, tuple(tokens), deltas[-1].finish_reason)
+    experts = union(*(delta.experts for delta in deltas))
+    return Delta(deltas[0].choice, text, tuple(tokens), deltas[-1].finish_reason, experts)
 
 
 def _usage(usage: Usage) -> CompletionUsage:

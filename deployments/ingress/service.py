@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from deployments.ingress.auth import Authenticator
 from deployments.ingress.chat import ChatTokenizer
 from deployments.ingress.clients import ClusterClient, RouterClient
 from deployments.ingress.limits import Limiter
+from deployments.ingress.live import stays
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class ServedModel:
 class Service:
     """max_body_bytes: larger bodies are answered 413. body_timeout_s: slower ones 408.
 
-    request_timeout_s: from arrival to the last token; requests may ask for less.
+    request_timeout_s: from arrival to the last token; requests may ask for less. leaving: as in `Live`.
+    tracer: None where traces are off.
     """
 
     model: ServedModel
@@ -42,3 +49,5 @@ class Service:
     max_body_bytes: int = 4 << 20
     body_timeout_s: float = 30.0
     request_timeout_s: float = 600.0
+    leaving: Callable[[], Awaitable[bool]] = stays
+    tracer: Tracer | None = None

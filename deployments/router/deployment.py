@@ -21,6 +21,7 @@ from cluster.membership import View
 from cluster.serve_logging import log_through_serve
 from cluster.snapshot import ROUTER
 from cluster.stats import RouterStats
+from cluster.telemetry import tracer
 from deployments.directory_client import RouterLink, call
 from deployments.generation import GenerationRequest, Pulse, TokenChunk
 from deployments.node import device_of, node_id
@@ -31,6 +32,10 @@ from deployments.router.pace import Pace
 from deployments.start_trouble import telling
 
 logger = logging.getLogger(__name__)
+
+
+def _resource(id: str, blueprint: Blueprint) -> dict[str, str]:
+    return {"service.instance.id": id, "expertscale.digest": blueprint.digest.hex()}
 
 
 # The Ingress logs every request already.
@@ -63,7 +68,7 @@ class Router:
             stats=self._stats,
             loads=self._loads,
         )
-        async with telling(directory, part=ROUTER, deployment=context.deployment):
+        async with telling(directory, part=ROUTER, deployment=context.deployment, digest=self._model["digest"]):
             self._runtime = await asyncio.to_thread(
                 RouterRuntime,
                 blueprint,
@@ -73,6 +78,7 @@ class Router:
                 node=node_id(),
                 device=device_of(args.router.resources),
                 on_lost=self._link.lost,
+                tracer=tracer("expertscale-router", _resource(self._id, blueprint), os.environ),
             )
         await wait_for_front(context.app_name)
         if not self._local:
@@ -131,7 +137,8 @@ class Router:
             self._runtime.dispatcher.update(view)
 
     def _stats(self) -> RouterStats:
-        return self._meter.read(self._runtime.engine.stats(), self._runtime.dispatcher.stats())
+        engine = self._runtime.engine
+        return self._meter.read(engine.stats(), self._runtime.dispatcher.stats(), engine.latency())
 
     def _loads(self) -> LoadReport:
-        return LoadReport(self._id, self._runtime.dispatcher.loads())
+        return LoadReport(self._id, self._runtime.dispatcher.loads(), digest=self._model["digest"])

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from cluster.errors import DeadlineError, EngineError, ExpertScaleError, RouterStoppingError
 from deployments.generation import GenerationRequest, TokenChunk
 from deployments.router.admission import Admission
+from deployments.router.experts_used import ExpertRecord
 from deployments.router.latency import Latency, Percentiles
 from deployments.router.load import EngineStats
 from deployments.router.page_pool import PagePool
@@ -28,6 +29,7 @@ from deployments.router.sampler import Sampled, sample
 from deployments.router.scheduler import Plan, Scheduler
 from deployments.router.sequence import Sequence, make_sequences
 from deployments.router.step import BackboneLike
+from deployments.router.tracing import StepSpans
 from deployments.router.vitals import Vitals
 
 logger = logging.getLogger(__name__)
@@ -50,8 +52,8 @@ class Engine:
 
     max_batch_tokens: tokens of one step. max_sequences: choices running at once. max_queued_requests: requests that
     may wait beyond those that can start at once. max_wait_share: as in `RouterSpec`, or None for no such bound.
-    routing: told of all steps. vitals: told when the thread works. wanted_until: told before each step when, by
-    `clock`, nobody wants its results any more. clock: seconds, monotonic.
+    routing, experts, tracing: told of all steps. vitals: told when the thread works. wanted_until: told before each
+    step when, by `clock`, nobody wants its results any more. clock: seconds, monotonic.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Engine:
         max_queued_requests: int,
         max_wait_share: float | None = None,
         routing: RoutingRecord | None = None,
+        experts: ExpertRecord | None = None,
+        tracing: StepSpans | None = None,
         vitals: Vitals | None = None,
         wanted_until: Callable[[float], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
@@ -80,7 +84,7 @@ class Engine:
             max_wait_share=max_wait_share,
             clock=clock,
         )
-        self._routing = routing
+        self._records = [record for record in (routing, experts, tracing) if record is not None]
         self._vitals = vitals or Vitals()
         self._wanted_until = wanted_until
         self._clock = clock
@@ -296,12 +300,12 @@ class Engine:
         """Whatever this raises belongs to the requests of the step."""
         deadlines = [self._owner[sequence].deadline for sequence in plan.sequences]
         self._wanted_until(max(float("inf") if each is None else each for each in deadlines))
-        if self._routing is not None:
-            self._routing.begin(plan)
+        for record in self._records:
+            record.begin(plan)
         outcomes = sample(self._backbone.forward(plan.step), plan.sampled)
         self._scheduler.advance(plan)
-        if self._routing is not None:
-            self._routing.end(plan)
+        for record in self._records:
+            record.end(plan)
         self._steps += 1
         self._prefill_tokens += plan.prefill_tokens
         return outcomes

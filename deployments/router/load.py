@@ -20,6 +20,9 @@ MIX_TAU_S = 60.0
 """Seconds of steps after which what the rows of a router were counts a third in its present mix."""
 
 
+NOTHING_WAITED = Percentiles(None, None)
+
+
 @dataclass(frozen=True)
 class EngineStats:
     """A snapshot. running and waiting count sequences; the totals count from the start of the engine.
@@ -50,7 +53,7 @@ class LoadMeter:
         self._step_s = 0.0
         self._critical_s: dict[str, float] = {}
 
-    def read(self, engine: EngineStats, dispatch: DispatchStats) -> RouterStats:
+    def read(self, engine: EngineStats, dispatch: DispatchStats, latency: Percentiles = NOTHING_WAITED) -> RouterStats:
         """The router's load now. No step since the last reading gives no critical shares at all, not zeros."""
         stepped_s = engine.step_s - self._step_s
         critical_s = {name: traffic.critical_s for name, traffic in dispatch.groups.items()}
@@ -68,7 +71,15 @@ class LoadMeter:
             transport_bytes=dispatch.transport_bytes,
             group_rows={name: traffic.rows for name, traffic in dispatch.groups.items()},
             critical_share=shares,
+            tokens_generated=engine.tokens_generated,
+            preemptions=engine.preemptions,
+            ttft_p95_ms=_milliseconds(latency.ttft_p95_s),
+            tpot_p95_ms=_milliseconds(latency.tpot_p95_s),
         )
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
 
 
 class LoadReporter:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Protocol
 
-from deployments.generation import GenerationRequest, Pulse, TokenChunk
+from deployments.generation import GenerationRequest, Pulse, TokenChunk, union
 from deployments.router.pace import Pace
 
 PULSE_S = 1.0
@@ -132,7 +132,13 @@ def merge(first: TokenChunk, second: TokenChunk) -> TokenChunk:
     logprobs = None
     if first.logprobs is not None or second.logprobs is not None:
         logprobs = (first.logprobs or ()) + (second.logprobs or ())
-    return replace(first, tokens=first.tokens + second.tokens, logprobs=logprobs, finish_reason=second.finish_reason)
+    return replace(
+        first,
+        tokens=first.tokens + second.tokens,
+        logprobs=logprobs,
+        finish_reason=second.finish_reason,
+        experts=union(first.experts, second.experts),
+    )
 
 
 async def generate(

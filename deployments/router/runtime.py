@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,8 +25,13 @@ from deployments.experts.ffn import expert_ffn
 from deployments.experts.weights import GroupWeights, ProgressBar, load_group
 from deployments.router.backbone import load_backbone
 from deployments.router.engine import Engine
+from deployments.router.experts_used import ExpertRecord
 from deployments.router.routing import RoutingRecord
+from deployments.router.tracing import StepSpans
 from deployments.router.vitals import COMPUTE_S, Vitals
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 PAGE_TOKENS = 16
 
@@ -34,6 +40,7 @@ class RouterRuntime:
     """Loads the model without its experts and runs the engine until `stop`.
 
     key: the cluster key. node: as in `ExpertReplica`. on_lost: told the id of a replica that broke; must not raise.
+    tracer: None where traces are off.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class RouterRuntime:
         node: str,
         device: str = "cpu",
         on_lost: Callable[[str], None] = lambda _: None,
+        tracer: Tracer | None = None,
     ) -> None:
         plan = blueprint.plan
         self._transport = _transport(blueprint, experts, router, key=key, node=node, device=device)
@@ -81,6 +89,8 @@ class RouterRuntime:
             max_queued_requests=router.max_queued_requests,
             max_wait_share=router.max_wait_share,
             routing=routing,
+            experts=ExpertRecord(self.dispatcher),
+            tracing=None if tracer is None else StepSpans(tracer),
             vitals=vitals,
             wanted_until=self._wanted_until,
         )

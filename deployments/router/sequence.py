@@ -28,6 +28,7 @@ class Sequence:
     cached_tokens: prompt tokens found in the pool when it was first admitted.
     awaited_since_s: when its next token began to be waited for: its submission, or its last token.
     shown: where the rows of its prompt went; None as long as nobody has seen.
+    experts: layer -> those used since its last chunk, where the request asks for them.
     """
 
     request: GenerationRequest
@@ -44,6 +45,7 @@ class Sequence:
     emitted: bool = False
     awaited_since_s: float = 0.0
     shown: Shown | None = None
+    experts: dict[int, set[int]] = field(default_factory=dict)
     finish_reason: FinishReason | None = None
 
     @property
@@ -81,7 +83,9 @@ class Sequence:
         elif len(self.tokens) >= self.limit:
             self.finish_reason = "length"
         logprobs = None if logprob is None else (logprob,)
-        return TokenChunk(self.choice, (token,), logprobs, self.finish_reason, cached)
+        used, self.experts = self.experts, {}
+        experts = {layer: tuple(sorted(used[layer])) for layer in sorted(used)} or None
+        return TokenChunk(self.choice, (token,), logprobs, self.finish_reason, cached, experts=experts)
 
 
 def make_sequences(

@@ -27,12 +27,18 @@ def replica(replica_id, group, state=State.READY, pool="default", digest=DIGEST)
 VIEW = View(Epoch("f00d", 7), (replica("a", "experts-0"), replica("b", "experts-1", State.JOINING)))
 
 
+ROUTER = RouterStats(
+    "r", running=3, waiting=1, kv_used_tokens=640, critical_share={"experts-0": 0.5},
+    tokens_generated=90, preemptions=2, ttft_p95_ms=250.06,
+)  # fmt: skip
+
+
 def test_the_snapshot_has_the_shape_the_design_fixes():
     shown = cluster_snapshot(
         facts_of(replicas={"experts-0": 2}),
         VIEW,
         {"a": ReplicaStats(rows=10, utilization=0.25, queue_rows=1)},
-        [RouterStats("r", running=3, waiting=1, kv_used_tokens=640, critical_share={"experts-0": 0.5})],
+        [ROUTER],
         {"stream": 4096},
         {"experts-1": 3, "Router": 1},
     )
@@ -79,7 +85,18 @@ def test_the_snapshot_has_the_shape_the_design_fixes():
                 "failures": [],
             },
         ],
-        "routers": [{"id": "r", "running": 3, "waiting": 1, "kv_used_tokens": 640}],
+        "routers": [
+            {
+                "id": "r",
+                "running": 3,
+                "waiting": 1,
+                "kv_used_tokens": 640,
+                "tokens_generated": 90,
+                "preemptions": 2,
+                "ttft_p95_ms": 250.1,
+                "tpot_p95_ms": None,
+            }
+        ],
         "router_failures": [],
         "decisions": [],
         "policy": None,

@@ -15,6 +15,7 @@ from cluster.membership import Address, Replica, State
 from cluster.placement import contiguous
 from cluster.snapshot import cluster_facts
 from cluster.stats import ReplicaStats, RouterStats, StartFailure
+from deployments import directory_client
 from deployments.directory_client import ClusterReader, Registration, RouterLink, call, watch
 from deployments.directory_core import DirectoryCore
 
@@ -228,7 +229,7 @@ class Rows:
         self.now = self.now + np.array(rows)
 
     def report(self):
-        return LoadReport("r", {0: self.now})
+        return LoadReport("r", {0: self.now}, digest=DIGEST)
 
 
 def router_link(handle, on_view=lambda _: None, rows=None):
@@ -264,6 +265,45 @@ def test_a_router_tells_its_loads_again_and_again_and_a_last_time_when_it_stops(
         await link.stop()
         assert await recorded(directory) == [3, 3]
         assert [call[1].last for call in handle.calls if call[0] == "report_loads"][-2:] == [False, True]
+
+    asyncio.run(story())
+
+
+def test_loads_are_told_soon_where_rows_have_come_and_seldom_where_none_have(monkeypatch):
+    monkeypatch.setattr(directory_client, "CHANGED_LOADS_PERIOD_S", SOON_S)
+
+    class Counted(Rows):
+        asked = 0
+
+        def report(self):
+            self.asked += 1
+            return super().report()
+
+    async def story():
+        handle, rows = Handle(Directory()), Counted()
+        link = RouterLink(
+            handle,
+            GROUPS,
+            digest=DIGEST,
+            on_view=lambda _: None,
+            stats=lambda: RouterStats("r"),
+            loads=rows.report,
+            period_s=SOON_S,
+            loads_period_s=1000.0,
+        )
+
+        def told():
+            return [call[1].rows[0].tolist() for call in handle.calls if call[0] == "report_loads"]
+
+        link.start()
+        await until(lambda: rows.asked >= 5)
+        assert told() == [[0, 0]]
+        rows.send(3, 1)
+        await until(lambda: len(told()) == 2)
+        asked = rows.asked
+        await until(lambda: rows.asked >= asked + 4)
+        assert told() == [[0, 0], [3, 1]]
+        await link.stop()
 
     asyncio.run(story())
 

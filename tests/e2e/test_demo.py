@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -155,6 +156,43 @@ def test_a_client_that_disconnects_frees_its_memory(server: Server) -> None:
     wait_for(lambda: quiet(server), 10, "the router to be idle again")
 
 
+def test_the_live_picture_moves_with_requests_and_an_answer_names_the_experts_it_used(server: Server) -> None:
+    body = {"model": MODEL, "prompt": "import os", "max_tokens": 300, "ignore_eos": True}
+    headers = {"x-expertscale-experts": "true"}
+    with ThreadPoolExecutor() as pool, httpx.stream("GET", f"{server.url}/dashboard/events", timeout=10) as response:
+        asked = pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, headers=headers, timeout=60)
+        moved = next(event for event in events_of(response) if event["rates"]["tokens_per_s"] and heat_of(event))
+    assert {layer for layer, _ in heat_of(moved)} == set(moved["heat"]["layers"])
+    assert moved["health"]["status"] == "ok"
+    assert [group["name"] for group in moved["cluster"]["groups"]] == [
+        group["name"] for group in server.get("/v1/cluster")["groups"]
+    ]
+    used = asked.result().json()["experts"]
+    assert {int(layer) for layer in used} == set(moved["heat"]["layers"])
+    answered = {(int(layer), expert) for layer, experts in used.items() for expert in experts}
+    assert heat_of(moved) <= answered, "nobody else asks for anything"
+
+
+def events_of(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """Of the live picture."""
+    return (json.loads(line[5:]) for line in response.iter_lines() if line.startswith("data:"))
+
+
+def heat_of(event: dict[str, Any]) -> set[tuple[int, int]]:
+    """(layer, expert) of those that get rows."""
+    heat = event["heat"]
+    pairs = zip(heat["layers"], heat["rows_per_s"], strict=True)
+    return {(layer, expert) for layer, rows in pairs for expert, rate in enumerate(rows) if rate > 0}
+
+
+def test_the_terminal_view_shows_the_groups_once(server: Server) -> None:
+    command = [sys.executable, "-m", "cluster.top", "--url", server.url, "--once"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert all(group["name"] in shown.stdout for group in server.get("/v1/cluster")["groups"])
+    assert "tokens/s" in shown.stdout
+
+
 def quiet(server: Server) -> dict[str, Any] | None:
     """The router's report once nothing runs or waits there."""
     router: dict[str, Any] = server.get("/v1/cluster")["routers"][0]
@@ -209,8 +247,11 @@ def test_bad_input_gets_a_clear_answer_quickly(case: str, server: Server, web: h
 def test_ctrl_c_leaves_no_process_and_no_port(server: Server) -> None:
     """The last test of the module: it ends the server."""
     processes = [psutil.Process(pid) for pid in server.pids()]
-    server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(60) == 0
+    # Somebody watches; the stream must end by itself and hold nothing up.
+    with httpx.stream("GET", f"{server.url}/dashboard/events", timeout=30) as response:
+        next(events_of(response))
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 0
     assert "nothing is left running" in server.log.read_text()
     assert [process for process in processes if process.is_running()] == []
     listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}

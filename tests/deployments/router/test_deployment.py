@@ -26,7 +26,11 @@ def test_stats_and_loads_are_those_of_the_runtime(tmp_path: Path, local: bool) -
     groups = () if local else args.experts.group_names
     # Not an instance: its asynchronous `__del__` is for Serve to await.
     router = SimpleNamespace(
-        _id="r", _runtime=runtime, _meter=LoadMeter("r"), _reporter=LoadReporter(groups, FakeClock())
+        _id="r",
+        _model={"digest": "ab" * 32},
+        _runtime=runtime,
+        _meter=LoadMeter("r"),
+        _reporter=LoadReporter(groups, FakeClock()),
     )
     shell: Any = Router.func_or_class
     submit(runtime.engine, make_request(PROMPT, max_tokens=TOKENS, ignore_eos=True))
@@ -47,7 +51,7 @@ def test_stats_and_loads_are_those_of_the_runtime(tmp_path: Path, local: bool) -
     rows = 2 * (len(PROMPT) + TOKENS - 1)
     assert sum(value for key, value in report.items() if key.startswith("rows:")) == (0 if local else rows)
     assert {key.partition(":")[2] for key in report if ":" in key} == set(groups)
-    assert loads.router == "r"
+    assert (loads.router, loads.digest) == ("r", "ab" * 32)
     assert not loads.last
     assert {layer: (len(each), each.sum()) for layer, each in loads.rows.items()} == {1: (models.EXPERTS, rows)}
     assert shell._stats(router).group_rows == {

@@ -47,6 +47,12 @@ def test_shares_cover_the_interval_since_the_last_report() -> None:
     assert second.transport_bytes == {"stream": 10}
 
 
+def test_a_heartbeat_says_what_was_generated_and_how_quickly_and_nothing_where_nobody_waited() -> None:
+    engine = replace(ENGINE, tokens_generated=90, preemptions=3)
+    said = LoadMeter("r").read(engine, dispatch(0.0, 0), Percentiles(0.25, None))
+    assert (said.tokens_generated, said.preemptions, said.ttft_p95_ms, said.tpot_p95_ms) == (90, 3, 250.0, None)
+
+
 def test_without_a_step_there_is_no_share() -> None:
     assert LoadMeter("r").read(ENGINE, dispatch(critical_s=0.0, rows=0)).critical_share == {}
 
