@@ -14,7 +14,7 @@ export $(shell sed -n 's/^\([A-Z_]*\)=.*/\1/p' threads.env)
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup serve test test-steady test-head soak bench bench-smoke check audit format
+.PHONY: setup programs serve test test-steady test-head soak bench bench-smoke check audit format
 
 setup: $(VENV)/.done
 
@@ -25,8 +25,12 @@ $(VENV)/.done: pyproject.toml constraints.txt infra/make-venv.sh
 serve: setup
 	@exec $(BIN)/python -m deployments.launch $(CONFIG) --port $(PORT)
 
-test: setup
+test: setup programs
 	$(BIN)/python -m pytest
+
+# What tests drive besides Python; without it they skip.
+programs:
+	@sh infra/install-debian.sh chromium
 
 # Three minutes at each level of steady load instead of one; nothing else may use the machine meanwhile.
 test-steady: setup
