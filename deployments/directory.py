@@ -23,6 +23,7 @@ from cluster.serve_logging import log_through_serve
 from cluster.snapshot import cluster_facts
 from cluster.stats import ReplicaStats, RouterStats, StartFailure
 from deployments.directory_core import DirectoryCore
+from deployments.loading import Loading
 
 EXPIRY_PERIOD_S = 0.5
 
@@ -66,6 +67,11 @@ class Directory:
     async def report_failure(self, failure: StartFailure) -> None:
         """A replica could not start."""
         await self._core.report_failure(failure)
+
+    async def report_loading(self, word: Loading) -> None:
+        """A replica loads; its silence is noticed."""
+        self._ensure_expiry()
+        await self._core.report_loading(word)
 
     async def lost(self, replica_id: str, by: str) -> None:
         """Router `by` cannot reach the replica."""

@@ -19,6 +19,7 @@ from cluster.membership import Epoch, Membership, Replica, State, View
 from cluster.snapshot import ROUTER, ClusterFacts, cluster_snapshot, health, reasons
 from cluster.stats import ReplicaStats, RouterStats, StartFailure
 from cluster.transport_totals import TransportTotals
+from deployments.loading import Loading, StartsUnderWay
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class DirectoryCore:
         self._started_s = clock()
         self._ready: set[str] = set()
         self._failures: dict[str, deque[StartFailure]] = {}
+        self._starts = StartsUnderWay()
 
     async def report(self, replica: Replica, stats: ReplicaStats) -> bool:
         """Registration and heartbeat. False tells the replica to stop: its id has left, or is somebody else's."""
@@ -94,6 +96,10 @@ class DirectoryCore:
             self._loads.fold(router_id)
             self._other_models.discard(router_id)
             del self._totals_heard[router_id]
+        for failure in self._starts.vanished(now):
+            await self.report_failure(failure)
+        for failure in self._starts.forget(now):
+            self._take_back(failure)
         await self._announce(before)
 
     async def view(self, known: Epoch | None, timeout_s: float) -> View:
@@ -131,6 +137,13 @@ class DirectoryCore:
         """A replica could not start. Remembered until one of the same deployment and model can."""
         logger.warning("a replica of %s cannot start: %s", failure.deployment, failure.reason)
         self._failures.setdefault(failure.part, deque(maxlen=KEPT_FAILURES)).append(failure)
+
+    async def report_loading(self, word: Loading) -> None:
+        """A replica loads, or has just ended that. One that says no more cannot start, see `StartsUnderWay`."""
+        disproved = self._starts.hear(word, self._clock())
+        if disproved is not None:
+            logger.warning("a replica of %s was only silent while it loaded", word.deployment)
+            self._take_back(disproved)
 
     def needed(self, replica: Replica) -> bool:
         """Whether a replica that was told to stop is all that routers of its model have of its group.
@@ -184,6 +197,13 @@ class DirectoryCore:
         kept = [each for each in listed if each.digest != digest or deployment not in (None, each.deployment)]
         if kept:
             self._failures[part] = deque(kept, maxlen=KEPT_FAILURES)
+
+    def _take_back(self, failure: StartFailure) -> None:
+        listed = self._failures.get(failure.part, deque())
+        if failure in listed:  # else a success has cleared it
+            listed.remove(failure)
+        if not listed:
+            self._failures.pop(failure.part, None)
 
     def _forget(self, replica_id: str) -> None:
         self._replica_stats.pop(replica_id, None)

@@ -3,6 +3,7 @@
 Serve replaces every deployment for itself: when the first new router runs, the old ones get no new requests. An old
 Ingress that still takes requests then, with another tokenizer, would find nobody who understands them. So a new router
 runs only when Serve has replaced the Ingress. The other way round nothing is lost: what a new Ingress asks waits.
+Where Serve has given up on the new Ingress the new router cannot start either, and what ran before goes on.
 
 A new router without its experts would take all new requests and answer none. So while routers of another model answer
 it does not run before its own experts are ready, however long they take, have no room, or fail to load.
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from cluster.errors import ConfigError
 from deployments.targets import serve_details
 
 logger = logging.getLogger(__name__)
@@ -36,20 +38,26 @@ async def wait_for_front(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Wait until Serve is done with replacing the Ingress of `application`, `PATIENCE_S` at most. Never raises.
+    """Wait until Serve is done with replacing the Ingress of `application`, `PATIENCE_S` at most.
 
     details: fetches Serve's instance details. Where nobody answers the router goes on: better a request refused than no
     router at all.
+
+    Raises:
+        ConfigError: Serve has given up on the new Ingress, while routers run that understand the old one.
     """
     give_up_at = clock() + PATIENCE_S
     while clock() < give_up_at:
         try:
             async with asyncio.timeout(PATIENCE_S):
-                front = front_of(await details(), application)
+                told = await details()
         except Exception as error:
             logger.warning("Serve does not say how far the Ingress is, this router does not wait for it: %r", error)
             return
-        if not is_updating(front):
+        front = front_of(told, application)
+        if (reason := given_up(front)) is not None and _states(_part(told, application, ROUTERS))["RUNNING"]:
+            raise ConfigError(f"the Ingress of this version cannot start ({reason}); what ran before goes on.")
+        if not is_updating(front, _deployed_s(told, application)):
             if is_leaving(front):
                 await sleep(SETTLE_S)
             return
@@ -96,13 +104,28 @@ def front_of(details: Mapping[str, Any], application: str) -> Mapping[str, Any]:
     return _part(details, application, FRONT)
 
 
-def is_updating(front: Mapping[str, Any]) -> bool:
+def is_updating(front: Mapping[str, Any], deployed_s: float = 0.0) -> bool:
     """Whether Serve is starting replicas of it, or has not taken old ones out of use yet.
 
-    Not its status: that stays "UPDATING" until the last stream of an old replica has ended.
+    Not its status alone: that stays "UPDATING" until the last stream of an old replica has ended. But between two
+    tries to start a new replica only that tells, with replicas in use from before `deployed_s`, Unix seconds.
     """
     states = _states(front)
-    return states["STARTING"] > 0 or states["RUNNING"] > front.get("target_num_replicas", 0)
+    if states["STARTING"] > 0 or states["RUNNING"] > front.get("target_num_replicas", 0):
+        return True
+    running = [each for each in front.get("replicas", ()) if _word(each.get("state")) == "RUNNING"]
+    return _word(front.get("status")) == "UPDATING" and any(
+        each.get("start_time_s", deployed_s) < deployed_s for each in running
+    )
+
+
+def given_up(front: Mapping[str, Any]) -> str | None:
+    """Why Serve tries no longer to start a new version of it: the error's own line; None while it does."""
+    if _word(front.get("status")) != "DEPLOY_FAILED":
+        return None
+    lines = [line.strip() for line in str(front.get("message", "")).splitlines() if line.strip()]
+    errors = [line for line in lines if "Error: " in line]
+    return (errors or lines or ["see the log"])[-1]
 
 
 def is_leaving(front: Mapping[str, Any]) -> bool:
@@ -116,5 +139,15 @@ def _part(details: Mapping[str, Any], application: str, deployment: str) -> Mapp
     return found
 
 
+def _deployed_s(details: Mapping[str, Any], application: str) -> float:
+    applications: Mapping[str, Any] = details.get("applications", {})
+    return float(applications.get(application, {}).get("last_deployed_time_s") or 0.0)
+
+
 def _states(front: Mapping[str, Any]) -> Counter[str]:
-    return Counter(str(replica.get("state", "")) for replica in front.get("replicas", ()))
+    return Counter(_word(replica.get("state", "")) for replica in front.get("replicas", ()))
+
+
+def _word(value: Any) -> str:
+    """Serve's enumerations are strings, but do not print as such."""
+    return str(getattr(value, "value", value))

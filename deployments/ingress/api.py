@@ -7,7 +7,6 @@ accepted request ends its router streams, however it ends. Knows no Ray.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -35,21 +34,19 @@ from deployments.ingress.limits import Lease
 from deployments.ingress.live import LONGEST_S, Live
 from deployments.ingress.openapi import document
 from deployments.ingress.parsing import check_headers, parse_body, read_body
-from deployments.ingress.prompts import chat_prompt, completion_prompts
+from deployments.ingress.prompts import chat_prompt, completion_prompts, count_prompts
 from deployments.ingress.responses import Answer, ChatAnswer, TextAnswer, join
 from deployments.ingress.schemas import ChatBody, CompletionBody
 from deployments.ingress.service import Service
+from deployments.ingress.shared_health import SharedHealth
 from deployments.ingress.sse import DONE, EventStream, event
 from deployments.ingress.tracing import tracing
 from deployments.ingress.validation import check_body, check_model, completion_budget, draw_seed, sampling_params
-
-log = logging.getLogger(__name__)
 
 SESSION_HEADER = "x-session-id"
 LAST_WORDS_S = 1.0
 """For a client to take the error that ends its stream, before it is cut off."""
 _MAX_SESSION_CHARS = 512
-_HEALTH_TIMEOUT_S = 2.0
 
 Asked = TypeVar("Asked", ChatBody, CompletionBody)
 Handler = Callable[[Request], Awaitable[Response]]
@@ -82,16 +79,19 @@ class _Api:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._live = Live(service.cluster, leaving=service.leaving)
+        self._health = SharedHealth(service.cluster)
 
     async def chat(self, request: Request) -> Response:
         with self._admit(request) as lease:
             body, sampling, deadline = await self._accept(request, ChatBody)
+            lease.widen(body.n or 1)
             prompts = [("messages", await chat_prompt(body, self._service))]
             return await self._generate(request, body, sampling, prompts, deadline, lease)
 
     async def completions(self, request: Request) -> Response:
         with self._admit(request) as lease:
             body, sampling, deadline = await self._accept(request, CompletionBody)
+            lease.widen(count_prompts(body) * (body.n or 1))
             prompts = await completion_prompts(body, self._service)
             return await self._generate(request, body, sampling, prompts, deadline, lease)
 
@@ -123,11 +123,7 @@ class _Api:
         return json_response(document())
 
     async def health(self, request: Request) -> Response:
-        try:
-            async with asyncio.timeout(_HEALTH_TIMEOUT_S):
-                health = await self._service.cluster.health()
-        except Exception:
-            log.warning("the cluster's health is unknown", exc_info=True)
+        if (health := await self._health()) is None:
             return json_response({"status": "unavailable", "missing": ["directory"]}, 503)
         status = "ok" if health.ready else "unavailable"
         body: dict[str, object] = {"status": status, "missing": list(health.missing)}
@@ -184,6 +180,7 @@ class _Api:
         try:
             if not body.stream:
                 deltas = await while_connected(request.receive, _collect(generation))
+                answer.by(generation.digest)
                 whole = with_experts(answer.complete(deltas, generation.usage()), deltas)
                 content = whole.model_dump_json(exclude_unset=True)
                 return Response(content, media_type="application/json", headers=headers)
@@ -247,6 +244,7 @@ async def _events(
     generation: Generation, delta: Delta | None, answer: Answer, usage: bool
 ) -> AsyncGenerator[bytes, None]:
     """The body of a streamed answer, beginning with the delta that was waited for."""
+    answer.by(generation.digest)
     for chunk in answer.opening(len(generation.choices)):
         yield event(chunk)
     unsaid = Unsaid()

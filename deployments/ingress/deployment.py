@@ -69,6 +69,7 @@ def _service(args: AppConfig, blueprint: Blueprint, router: DeploymentHandle, di
     from deployments.ingress.handles import DirectoryCluster, RouterHandle
     from deployments.ingress.leaving import Leaving
     from deployments.ingress.limits import Limiter
+    from deployments.ingress.responses import fingerprint
     from deployments.ingress.resume import ResumingRouter
     from deployments.ingress.service import ServedModel, Service
 
@@ -82,7 +83,7 @@ def _service(args: AppConfig, blueprint: Blueprint, router: DeploymentHandle, di
             max_context=min(blueprint.plan.max_context, args.router.kv_tokens),
             vocab_size=config.get_text_config().vocab_size,
             created=int(time.time()),
-            fingerprint=f"xs-{blueprint.digest.hex()[:12]}",
+            fingerprint=fingerprint(blueprint.digest.hex()),
         ),
         tokenizer=ChatTokenizer.load(resolve(blueprint.model_path)),
         router=ResumingRouter(

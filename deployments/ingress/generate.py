@@ -1,6 +1,9 @@
 """One HTTP request while it runs: the router streams of its prompts, merged into deltas of its choices.
 
 Owns the streams: whatever happens, `aclose` ends them, and with them the work on the routers. Knows no HTTP.
+
+An answer has the tokens of one model, that of the first chunk, whatever is rolled out meanwhile. All prompts are asked
+at once; one that another model begins to answer is asked again, before anything is shown of it.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
-from cluster.errors import DeadlineError, EngineError
+from cluster.errors import DeadlineError, EngineError, RouterStoppingError
 from deployments.generation import GenerationRequest, TokenChunk
 from deployments.ingress.chat import ChatTokenizer
 from deployments.ingress.choices import Choice, Delta
@@ -34,6 +37,8 @@ class Usage:
 class Generation:
     """The choices of all prompts: prompt p's choice c of n has index p * n + c.
 
+    digest: of the model that answers, in hex; "" while that is unknown.
+
     Use: `await next()` until None, then `usage()`; `aclose()` in any case, from any task, any number of times.
     """
 
@@ -47,8 +52,12 @@ class Generation:
         stops: Sequence[str],
         deadline: Deadline,
     ) -> None:
+        self.digest = ""
+        self._router = router
+        self._session_id = session_id
         self._requests = list(requests)
         self._streams = [router.generate(request, session_id) for request in requests]
+        self._asked_again: set[int] = set()
         self._n = requests[0].sampling.n
         self.choices = [Choice(i, tokenizer, stops) for i in range(len(requests) * self._n)]
         self._waits: dict[asyncio.Task[TokenChunk | None], int] = {}
@@ -62,6 +71,7 @@ class Generation:
 
         Raises:
             ExpertScaleError: what the router raised; EngineError where a stream ends early; DeadlineError.
+            RouterStoppingError: one prompt was begun by a model that no router has any more when another is asked.
             ClientGoneError: Serve cancelled the call to the router.
         """
         while True:
@@ -81,6 +91,10 @@ class Generation:
                 if not self._done(prompt):
                     raise EngineError("The router ended the stream before every choice was finished.")
                 continue
+            if chunk.digest and chunk.digest != self.digest and self.digest:
+                await self._ask_again(prompt)
+                continue
+            self.digest = self.digest or chunk.digest
             delta = self.choices[prompt * self._n + chunk.choice].push(chunk)
             if any(choice.stopped_here for choice in self._of(prompt)) and self._done(prompt):
                 await _close(self._streams[prompt])
@@ -116,6 +130,24 @@ class Generation:
         while self._fresh:
             prompt = self._fresh.popleft()
             self._waits[asyncio.create_task(_pull(self._streams[prompt]))] = prompt
+
+    async def _ask_again(self, prompt: int) -> None:
+        """Instead of what another model began: all of the prompt, of the model that the others have."""
+        await _close(self._streams[prompt])
+        if prompt in self._asked_again:
+            raise RouterStoppingError("The model was replaced while this request began; try again.")
+        self._asked_again.add(prompt)
+        request = self._requests[prompt]
+        log.info("another model began to answer %s, it is asked again", request.request_id)
+        again = replace(
+            request,
+            request_id=f"{request.request_id}/again",
+            digest=self.digest,
+            timeout_s=None if request.timeout_s is None else self._deadline.left_s(),
+            accepted=True,
+        )
+        self._streams[prompt] = self._router.generate(again, self._session_id)
+        self._fresh.append(prompt)
 
     async def _wait(self) -> None:
         patience_s = max(0.0, self._deadline.gone_s - asyncio.get_running_loop().time())

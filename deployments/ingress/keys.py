@@ -38,7 +38,7 @@ class KeyLimits:
     """What one key may use at one Ingress replica; None for any amount.
 
     requests_per_min: all that carry the key, refused ones too. tokens_per_min: prompt and completion together.
-    streams: requests under way at once, streamed or not.
+    streams: choices of all prompts under way at once, streamed or not.
     """
 
     requests_per_min: int | None = None

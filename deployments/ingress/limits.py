@@ -1,4 +1,7 @@
-"""What one API key may use: requests and tokens a minute, requests under way at once.
+"""What one API key may use: requests and tokens a minute, streams under way at once.
+
+A stream is one choice of one prompt: a request makes as many as it has prompts, times `n`. It counts as one until its
+body has been read, then as what it makes, whether the answer is streamed or not, and until it has ended as a whole.
 
 Token buckets (https://en.wikipedia.org/wiki/Token_bucket): a bucket holds one minute's worth, is full at first, and
 fills at an even rate, so a client may use a minute's worth at once and then goes on at the rate. A request is admitted
@@ -14,7 +17,7 @@ import math
 from collections.abc import Callable
 from types import TracebackType
 
-from cluster.errors import OverloadedError, RateLimitError
+from cluster.errors import OverloadedError, RateLimitError, RequestError
 from deployments.ingress.keys import KeyLimits, KeyRecord
 
 MINUTE_S = 60.0
@@ -70,13 +73,40 @@ def _followed(bucket: Bucket | None, per_min: int | None, now: float) -> Bucket 
 
 
 class Lease:
-    """One admitted request of one key. Ends with its `with` block, or with `ended` where it is told to `keep`."""
+    """One admitted request of one key. Ends with its `with` block, or with `ended` where it is told to `keep`.
 
-    def __init__(self, use: _Use | None, clock: Callable[[], float]) -> None:
+    most: streams of the key at once. None for `use`: nothing is limited.
+    """
+
+    def __init__(self, use: _Use | None, clock: Callable[[], float], most: int | None = None) -> None:
         self._use = use
         self._clock = clock
+        self._most = most
+        self._streams = 1
         self._tokens = 0
         self._kept = False
+
+    def widen(self, streams: int) -> None:
+        """The request turns out to make that many streams: from now on it counts as these.
+
+        Raises:
+            RequestError: it makes more than the key may ever have at once.
+            RateLimitError: it makes more than are free now; it uses nothing up, as one that is refused at once.
+        """
+        use = self._use
+        if use is None:
+            return
+        others = use.streams - self._streams
+        if self._most is not None and streams > self._most:
+            message = f"The request makes {streams} streams (prompts times 'n'); this API key may have {self._most}."
+            raise RequestError(message, "n", "invalid_value")
+        if self._most is not None and others + streams > self._most:
+            if use.requests is not None:
+                use.requests.level = min(float(use.requests.per_min), use.requests.level + 1)
+            what = f"has {others} streams under way and asks for {streams}; its limit streams is {self._most}"
+            raise _reached(what, 1.0)
+        use.streams += streams - self._streams
+        self._streams = streams
 
     def keep(self) -> None:
         """The request outlives the block: whoever goes on with it calls `ended`."""
@@ -92,7 +122,7 @@ class Lease:
         use, self._use = self._use, None
         if use is None:
             return
-        use.streams -= 1
+        use.streams -= self._streams
         if use.tokens is not None:
             use.tokens.fill(self._clock())
             use.tokens.level -= self._tokens
@@ -128,7 +158,7 @@ class Limiter:
         use, limits = self._uses.setdefault(key.digest, _Use()), key.limits
         use.follow(limits, self._clock())
         if limits.streams is not None and use.streams >= limits.streams:
-            raise _reached(f"has {use.streams} requests under way; its limit streams is {limits.streams}", 1.0)
+            raise _reached(f"has {use.streams} streams under way; its limit streams is {limits.streams}", 1.0)
         # Any positive rest admits: how much a request will use is not known before it has ended.
         if use.tokens is not None and use.tokens.level <= 0:
             wait_s = use.tokens.wait_s(1.0)
@@ -139,7 +169,7 @@ class Limiter:
                 raise _reached(f"sends too often; its limit requests_per_min is {limits.requests_per_min}", wait_s)
             use.requests.level -= 1
         use.streams += 1
-        return Lease(use, self._clock)
+        return Lease(use, self._clock, limits.streams)
 
 
 def _reached(what: str, wait_s: float) -> RateLimitError:

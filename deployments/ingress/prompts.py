@@ -38,6 +38,12 @@ async def chat_prompt(body: ChatBody, service: Service) -> tuple[int, ...]:
     return _not_empty(await _aside(tokenise, work), "messages")
 
 
+def count_prompts(body: CompletionBody) -> int:
+    """How many prompts there are, before any of them is checked."""
+    several = isinstance(body.prompt, list) and body.prompt and not isinstance(body.prompt[0], int)
+    return len(body.prompt) if several else 1
+
+
 async def completion_prompts(body: CompletionBody, service: Service) -> list[tuple[str, tuple[int, ...]]]:
     """(param, token ids) of every prompt. Raises RequestError, naming the prompt."""
     prompts = parse_prompts(body.prompt, service.model.vocab_size)

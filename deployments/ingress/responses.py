@@ -22,9 +22,23 @@ from deployments.ingress.generate import Usage
 from deployments.ingress.logprobs import chat_logprobs, completion_logprobs
 from deployments.ingress.service import ServedModel
 
+FINGERPRINT_CHARS = 12
+
+
+def fingerprint(digest: str) -> str:
+    """`system_fingerprint` of a model, from its digest in hex."""
+    return f"xs-{digest[:FINGERPRINT_CHARS]}"
+
 
 class Answer(Protocol):
     """How one endpoint shows what was generated."""
+
+    def by(self, digest: str) -> None:
+        """The model that answers: while an old version is replaced it may be another than this Ingress is for.
+
+        digest: in hex; "" where it is unknown.
+        """
+        ...
 
     def opening(self, choices: int) -> list[BaseModel]:
         """Chunks before any text."""
@@ -55,6 +69,12 @@ class _Common:
         self._tokenizer = tokenizer
         self._logprobs = logprobs
         self._usage = usage
+        self._fingerprint = model.fingerprint
+
+    def by(self, digest: str) -> None:
+        """As of `Answer`."""
+        if digest:
+            self._fingerprint = fingerprint(digest)
 
 
 class ChatAnswer(_Common):
@@ -99,7 +119,7 @@ class ChatAnswer(_Common):
             model=self._model.name,
             choices=[self._choice(delta) for delta in deltas],
             usage=_usage(usage),
-            system_fingerprint=self._model.fingerprint,
+            system_fingerprint=self._fingerprint,
         )
 
     def _choice(self, delta: Delta) -> whole.Choice:
@@ -118,7 +138,7 @@ class ChatAnswer(_Common):
             created=self._created,
             model=self._model.name,
             choices=list(choices),
-            system_fingerprint=self._model.fingerprint,
+            system_fingerprint=self._fingerprint,
         )
         if self._usage:
             chunk.usage = None  # setting it makes it part of what is sent
@@ -153,7 +173,7 @@ class TextAnswer(_Common):
             created=self._created,
             model=self._model.name,
             choices=[self._choice(delta) for delta in deltas],
-            system_fingerprint=self._model.fingerprint,
+            system_fingerprint=self._fingerprint,
         )
         if usage is not None:
             completion.usage = _usage(usage)

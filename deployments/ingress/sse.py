@@ -31,7 +31,8 @@ class EventStream(Response):
     """A response that sends `events` as they come and calls `close` at its end, whichever end it is.
 
     until_s: a client that has not read all by then is cut off, on the clock of the event loop. Behind Serve's proxy
-    nothing is ever unsent here: what is not read waits there.
+    nothing is ever unsent here, so `close` is called when the work has ended, read or not: what is not read waits in
+    Serve, until the client goes or `stalled.py`, in the proxy, cuts it off.
 
     Starlette's own StreamingResponse leaves its generator to the garbage collector when a client goes away while an
     event is being sent; here the work behind the stream must end at once.

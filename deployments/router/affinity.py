@@ -5,14 +5,17 @@ ranks the replicas the same way without talking to the others, and a replica tha
 Bounded loads (Mirrokni, Thorup and Zadimoghaddam 2018): a replica much busier than the mean is passed over for the
 next in the ranking, so that a popular prefix spreads over as many replicas as it needs and no more.
 Requests without a key go to the less busy of two random replicas. A replica that has fallen silent comes last.
+
+While a new version replaces an old one a request waits for routers that understand it, but not for ever: see `Absence`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import time
 from array import array
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
@@ -26,6 +29,9 @@ PREFIX_TOKENS = 64
 OVERLOAD_FACTOR = 1.25
 OVERLOAD_SLACK = 2
 """A replica with more than 1.25 x mean + 2 requests is passed over: with a mean of 8, from 13 on."""
+
+NOBODY_S = 60.0
+"""As long as a new router waits for its Ingress, see `rollout.py`."""
 
 Id = TypeVar("Id", bound=Hashable)
 
@@ -65,12 +71,37 @@ def _score(key: bytes, name: str) -> bytes:
     return hashlib.blake2b(key, key=name.encode()[:64], digest_size=8).digest()
 
 
+class Absence:
+    """Since when no router has understood the words of a request, as far as requests have asked. clock: seconds.
+
+    A gap in the asking counts as none: routers may have come and gone meanwhile.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._spans: dict[str, tuple[float, float]] = {}  # vocabulary -> first and last time that nobody was there
+
+    def over_for(self, vocabulary: str) -> None:
+        """There is a router of this vocabulary."""
+        self._spans.pop(vocabulary, None)
+
+    def is_long(self, vocabulary: str) -> bool:
+        """There is none now; has there been none for `NOBODY_S`?"""
+        now = self._clock()
+        since, last = self._spans.get(vocabulary, (now, now))
+        if now - last > NOBODY_S:
+            since = now
+        self._spans[vocabulary] = (since, now)
+        return now - since >= NOBODY_S
+
+
 class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is untyped
     """Serve's adapter. Not a FIFOMixin: that hands the replica chosen for one request to whichever waits longest."""
 
     def initialize_state(self, **_: Any) -> None:
         """Called by Serve after construction."""
         self._chance = random.Random()
+        self._absence = Absence(time.monotonic)
         # Through its module: Serve pickles this class and whatever globals it names by value, which would be a copy.
         self._whereabouts = whereabouts.WHEREABOUTS
 
@@ -83,7 +114,7 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is untyped
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True
             key = _key_of(pending_request)
-            candidate_replicas = _able(candidate_replicas, pending_request)
+            candidate_replicas = _able(candidate_replicas, pending_request, self._absence)
         if not candidate_replicas:
             return []  # Serve asks again when there are others
         replicas = {replica.replica_id: replica for replica in candidate_replicas}
@@ -119,16 +150,20 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is untyped
         return None
 
 
-def _able(candidates: list[RunningReplica], pending: PendingRequest) -> list[RunningReplica]:
+def _able(candidates: list[RunningReplica], pending: PendingRequest, absence: Absence) -> list[RunningReplica]:
     """Those that may answer the request: while a new version replaces an old one there are routers of both.
 
-    A request whose model nobody has any more goes to anybody, who refuses it: it would wait for ever.
+    A request whose model nobody has any more goes to anybody, who refuses it: it would wait for ever. So does one
+    whose words nobody has understood for long: its own routers may be on their way, or may never come.
     """
     request = _request_of(pending)
     if request is None:
         return candidates
     able = [replica for replica in candidates if may_answer(request, replica.replica_metadata)]
-    return candidates if request.digest and not able else able
+    if able:
+        absence.over_for(request.vocabulary)
+        return able
+    return candidates if request.digest or absence.is_long(request.vocabulary) else []
 
 
 def may_answer(request: GenerationRequest, router: Mapping[str, Any]) -> bool:

@@ -80,7 +80,7 @@ class Router:
                 on_lost=self._link.lost,
                 tracer=tracer("expertscale-router", _resource(self._id, blueprint), os.environ),
             )
-        await wait_for_front(context.app_name)
+            await wait_for_front(context.app_name)
         if not self._local:
             digest = self._model["digest"]
             await wait_for_experts(context.app_name, lambda: call(directory.lacking.remote(digest, groups)))
@@ -96,11 +96,11 @@ class Router:
         """Chunks at the router's pace, several tokens in one among many; closing the stream cancels the request.
 
         Raises:
-            RouterStoppingError: it belongs to another version of the model, whose routers have all gone.
+            RouterStoppingError: it belongs to another version of the model, of which there are no routers.
             ExpertScaleError: what the engine raises.
         """
         if not may_answer(request, self._model):
-            raise RouterStoppingError("No router serves the model any more that this request began with; try again.")
+            raise RouterStoppingError("No router serves the model of this request now; try again.")
         unsaid = True
         async for message in generate(self._runtime.engine, request, self._pace, pulse=Pulse(self._id)):
             if unsaid and isinstance(message, TokenChunk):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from cluster.errors import ConfigError
 from deployments.rollout import PATIENCE_S, SETTLE_S, UNHEARD_S, wait_for_experts, wait_for_front
 
 
@@ -56,6 +59,51 @@ def test_an_ingress_that_never_comes_is_not_waited_for_for_ever() -> None:
 
 def test_a_controller_that_does_not_answer_holds_nobody_up() -> None:
     assert wait(ConnectionError("down")) == (0, 1)
+
+
+DEPLOYED_S = 50.0
+
+
+def deployed(status: str, *replicas: tuple[str, float], routers: int = 1, message: str = "") -> dict[str, Any]:
+    """An application deployed at `DEPLOYED_S`. replicas: state and start of each of its Ingress."""
+    front = {
+        "status": status,
+        "message": message,
+        "target_num_replicas": 1,
+        "replicas": [{"state": state, "start_time_s": start_s} for state, start_s in replicas],
+    }
+    router = {"replicas": [{"state": "RUNNING"}] * routers}
+    return {
+        "applications": {
+            "app": {"last_deployed_time_s": DEPLOYED_S, "deployments": {"Ingress": front, "Router": router}}
+        }
+    }
+
+
+OLD, NEW = ("RUNNING", DEPLOYED_S - 9), ("RUNNING", DEPLOYED_S + 9)
+
+
+def test_between_two_tries_to_start_the_ingress_the_old_one_is_still_in_use() -> None:
+    assert wait(deployed("UPDATING", OLD), deployed("UPDATING", NEW)) == (0.5, 2)
+    assert wait(deployed("UPDATING", OLD, ("STOPPING", DEPLOYED_S + 1)), deployed("UPDATING", NEW)) == (0.5, 2)
+
+
+def test_an_ingress_that_was_not_replaced_or_only_drains_its_streams_is_not_waited_for() -> None:
+    assert wait(deployed("HEALTHY", OLD)) == (0, 1)
+    assert wait(deployed("UPDATING", NEW, ("STOPPING", DEPLOYED_S - 9))) == (SETTLE_S, 1)
+
+
+TRACEBACK = "The deployment failed to start 3 times in a row.\nTraceback\n  x = 1\nValueError: no tokenizer\nrest\n"
+
+
+def test_a_router_whose_ingress_serve_has_given_up_on_says_so_and_leaves_the_old_ones_at_work() -> None:
+    given_up = deployed("DEPLOY_FAILED", OLD, message=TRACEBACK)
+    with pytest.raises(ConfigError, match=r"this version cannot start \(ValueError: no tokenizer\); what ran before"):
+        wait(deployed("UPDATING", OLD, ("STARTING", DEPLOYED_S + 1)), given_up)
+
+
+def test_where_no_router_runs_one_starts_whatever_became_of_the_ingress() -> None:
+    assert wait(deployed("DEPLOY_FAILED", OLD, routers=0, message=TRACEBACK)) == (0, 1)
 
 
 def wait_for(running: int, *answers: tuple[int, list[str]] | Exception) -> float:

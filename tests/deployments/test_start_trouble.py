@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from cluster.errors import CheckpointError, ReplicaStartError
 from cluster.stats import REASON_CHARS, StartFailure
+from deployments.loading import Loading
 from deployments.start_trouble import explanation, telling
 
 
@@ -19,13 +21,20 @@ class Hearing:
 
     def __init__(self, *, down: bool = False) -> None:
         self.heard: list[StartFailure] = []
+        self.words: list[Loading] = []
         self.report_failure = SimpleNamespace(remote=self._hear)
+        self.report_loading = SimpleNamespace(remote=self._hear_word)
         self._down = down
 
     async def _hear(self, failure: StartFailure) -> None:
         if self._down:
             raise ConnectionError("the directory is down")
         self.heard.append(failure)
+
+    async def _hear_word(self, word: Loading) -> None:
+        if self._down:
+            raise ConnectionError("the directory is down")
+        self.words.append(word)
 
 
 def fail(directory: Hearing, error: Exception) -> str:
@@ -49,17 +58,26 @@ def test_the_reason_is_told_and_raised_whether_or_not_anybody_hears_it(down: boo
         [heard] = directory.heard
         assert (heard.part, heard.deployment, heard.digest) == ("experts-2", "experts-2-h100", "ab")
         assert heard.reason == told
+        assert directory.words[-1].over, "it would seem to have vanished, too"
 
 
-def test_nothing_is_told_where_nothing_breaks() -> None:
+def test_no_failure_is_told_where_nothing_breaks_but_that_it_loads_and_that_this_is_over() -> None:
     directory = Hearing()
 
     async def story() -> None:
         async with telling(directory, part="router", deployment="Router", digest="ab"):
-            pass
+            while not directory.words:
+                await asyncio.sleep(0)
+        while len(directory.words) < 2:
+            await asyncio.sleep(0)
 
-    asyncio.run(story())
+    asyncio.run(asyncio.wait_for(story(), 10))
     assert not directory.heard
+    first, last = directory.words
+    assert (first.over, last.over) == (False, True)
+    assert (first.start, first.n < last.n) == (last.start, True)
+    assert (first.part, first.deployment, first.digest, first.pid) == ("router", "Router", "ab", os.getpid())
+    assert 0 < first.resident_bytes < first.available_bytes + first.resident_bytes
 
 
 def out_of_memory() -> Exception:

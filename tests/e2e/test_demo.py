@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ import openai
 import psutil
 import pytest
 
+from deployments.ingress.stalled import VARIABLE
+from tests.chaos.access_log import AccessLog
 from tests.e2e.conftest import MODEL, WholeModel
 from tests.serving import ROOT, Server, free_port, launch, serving, wait_for
 
@@ -28,6 +31,7 @@ CHATS = (
 )
 PROMPTS = ("import os\nimport sys\n\n", "The program reads", "选项\n", "x")
 START_RATIO = 1.5
+STALLED_S = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,8 @@ def weightless_s(tmp_path_factory: pytest.TempPathFactory) -> float:
 def server(weightless_s: float, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # noqa: ARG001
     """The demo, started after the weightless one has stopped."""
     port = free_port()
-    with serving(launch(DEMO, port), port, tmp_path_factory.mktemp("demo") / "log") as server:
+    log, environment = tmp_path_factory.mktemp("demo") / "log", {VARIABLE: f"{STALLED_S:g}"}
+    with serving(launch(DEMO, port), port, log, environment=environment) as server:
         yield server
 
 
@@ -154,6 +159,25 @@ def test_a_client_that_disconnects_frees_its_memory(server: Server) -> None:
         wait_for(lambda: server.get("/v1/cluster")["routers"][0]["running"] == 1, 20, "the request to run")
     # 900 tokens would run for many seconds more, so only a cancelled request lets go of its memory this soon.
     wait_for(lambda: quiet(server), 10, "the router to be idle again")
+
+
+def test_a_client_that_never_reads_is_cut_off_and_holds_nothing(server: Server) -> None:
+    wait_for(lambda: quiet(server), 20, "an idle router")
+    # Some 10 MB, more than all the buffers on the way: what does not fit would hold a place of the Ingress for ever.
+    wanted = {"prompt": "import", "max_tokens": 860, "ignore_eos": True, "n": 16, "logprobs": 20, "stream": True}
+    body = json.dumps({"model": MODEL, **wanted}).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Request-ID: never-reads\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    log = AccessLog(psutil.Process(server.process.pid))
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(head.encode() + body)
+        wait_for(lambda: not quiet(server), 20, "the request to run")
+        # The proxy has a line for what it has let go of, and of its call to the Ingress: as if the client had hung up.
+        wait_for(lambda: log.statuses().get("never-reads"), 40, "the client to be cut off")
+        wait_for(lambda: quiet(server), 10, "the router to be idle again")
 
 
 def test_the_live_picture_moves_with_requests_and_an_answer_names_the_experts_it_used(server: Server) -> None:

@@ -1,50 +1,82 @@
-// Groups with their replicas, the last decisions, and what is missing.
-import { byId, clock, make, setText, shown } from "./dom.js";
+// Groups with their replicas, the last decisions, and what is missing. All of it is changed in place: where somebody
+// scrolled, what they selected and where their focus is stays.
+import { byId, clock, keep, make, setName, setText, short, shown } from "./dom.js";
 
 const LAST = 12;
+const COLUMNS = [["Replica"], ["State"], ["Pool"], ["Node"], ["Busy", "n"], ["Rows/s it can", "n"], ["Critical", "n"]];
 
 export function showGroups(groups) {
-  byId("groups").replaceChildren(...groups.map(card));
+  keep(byId("groups"), groups, (group) => group.name, card, fillCard);
 }
 
 function card(group) {
-  const ready = group.replicas.filter((replica) => replica.state === "ready").length;
-  const short = ready < group.target_replicas;
-  const head = make("div", "row", make("h3", "", group.name), make("span", "grow"),
-    make("span", short ? "pill bad" : "pill ok", `${ready} of ${group.target_replicas} ready`));
-  const columns = ["Replica", "State", "Pool", "Node", "Busy", "Rows/s it can", "Critical"];
-  const table = make("table", "", make("thead", "", make("tr", "", ...columns.map((name, at) => heading(name, at > 3)))),
-    make("tbody", "", ...group.replicas.map(line)));
-  const failures = group.failures.slice(-2).map((each) => make("p", "muted", `${clock(each.time)} ${each.reason}`));
+  const table = withRoles(make("table", "",
+    make("thead", "", make("tr", "", ...COLUMNS.map(heading))), make("tbody", "")));
   const scroll = make("div", "scroll", table);
   scroll.tabIndex = 0;
   scroll.setAttribute("role", "region");
   scroll.setAttribute("aria-label", `Replicas of ${group.name}`);
-  return make("article", "card", head, scroll, ...failures);
+  return make("article", "card", make("div", "row", make("h3", "", group.name), make("span", "grow"),
+    make("span", "pill")), scroll, make("div", "failures"));
 }
 
-function heading(name, number) {
-  const cell = make("th", number ? "n" : "", name);
+function fillCard(article, group) {
+  const ready = group.replicas.filter((replica) => replica.state === "ready").length;
+  const pill = article.querySelector(".pill");
+  setText(pill, `${ready} of ${group.target_replicas} ready`);
+  pill.className = ready < group.target_replicas ? "pill bad" : "pill ok";
+  keep(article.querySelector("tbody"), group.replicas, (replica) => replica.id, line, fillLine);
+  keep(article.querySelector(".failures"), group.failures.slice(-2), (each) => `${each.time} ${each.reason}`,
+    (each) => make("p", "muted", `${clock(each.time)} ${each.reason}`), () => {});
+}
+
+// On a phone the style sheet lays a table out as blocks, which would take its meaning away.
+const ROLES = { TABLE: "table", THEAD: "rowgroup", TBODY: "rowgroup", TR: "row", TH: "columnheader", TD: "cell" };
+
+function withRoles(top) {
+  for (const each of [top, ...top.querySelectorAll("*")]) {
+    if (ROLES[each.tagName]) each.setAttribute("role", ROLES[each.tagName]);
+  }
+  return top;
+}
+
+function heading([name, kind]) {
+  const cell = make("th", kind ?? "", name);
   cell.scope = "col";
   return cell;
 }
 
-function line(replica) {
+function line() {
   const meter = make("meter", "");
-  meter.value = replica.utilization ?? 0;
   meter.setAttribute("aria-hidden", "true");
+  const row = make("tr", "", make("td", "id"), make("td", "state"), make("td", "id"), make("td", "id"),
+    make("td", "n", meter, make("span", "")), make("td", "n"), make("td", "n"));
+  COLUMNS.forEach(([name], at) => { row.children[at].dataset.label = name; });
+  return withRoles(row);
+}
+
+function fillLine(row, replica) {
+  const [id, state, pool, node, busy, speed, critical] = row.children;
   const percent = (share) => (share === null ? "–" : shown(share * 100, 0, " %"));
-  return make("tr", "", make("td", "id", replica.id), make("td", `state ${replica.state === "ready" ? "up" : "change"}`,
-    replica.state), make("td", "", replica.pool), make("td", "id", replica.node),
-  make("td", "n", meter, " ", percent(replica.utilization)), make("td", "n", shown(replica.speed_rows_per_s)),
-  make("td", "n", percent(replica.critical_share)));
+  for (const [cell, text] of [[id, replica.id], [pool, replica.pool], [node, replica.node]]) {
+    setText(cell, short(text));
+    setName(cell, text);
+  }
+  setText(state, replica.state);
+  state.className = `state ${replica.state === "ready" ? "up" : "change"}`;
+  busy.firstChild.value = replica.utilization ?? 0;
+  setText(busy.lastChild, percent(replica.utilization));
+  setText(speed, shown(replica.speed_rows_per_s));
+  setText(critical, percent(replica.critical_share));
 }
 
 export function showDecisions(decisions) {
-  const lines = decisions.slice(-LAST).reverse().map((each) => make("li", "", make("time", "muted", clock(each.time)),
-    make("span", "", make("b", "", each.group), ` ${each.pool} `, make("b", "", `${each.from} → ${each.to}`)),
-    make("span", "reason", each.reason)));
-  byId("decisions").replaceChildren(...(lines.length ? lines : [make("li", "muted", "None yet.")]));
+  byId("no-decisions").hidden = decisions.length > 0;
+  keep(byId("decisions"), decisions.slice(-LAST).reverse(),
+    (each) => JSON.stringify([each.time, each.group, each.pool, each.from, each.to, each.reason]),
+    (each) => make("li", "", make("div", "row", make("b", "", each.group),
+      make("span", "step", `${each.from} → ${each.to}`), make("span", "muted", each.pool), make("span", "grow"),
+      make("time", "muted", clock(each.time))), make("span", "reason", each.reason)), () => {});
 }
 
 export function showHealth(health) {
@@ -53,6 +85,7 @@ export function showHealth(health) {
   byId("health").className = fine ? "pill ok" : "pill bad";
   const parts = [...new Set([...health.missing, ...Object.keys(health.reasons)])];
   byId("missing").hidden = !parts.length;
-  byId("missing-list").replaceChildren(...parts.map((part) => make("li", "", make("b", "", part), " ",
-    health.reasons[part] ?? "is missing; no reason is known yet.")));
+  keep(byId("missing-list"), parts, (part) => part,
+    (part) => make("li", "", make("b", "", part), " ", make("span", "")),
+    (item, part) => setText(item.lastChild, health.reasons[part] ?? "is missing; no reason is known yet."));
 }

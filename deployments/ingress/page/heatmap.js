@@ -1,109 +1,138 @@
 // Rows a second by layer and expert on a canvas: 61 x 256 cells a second are cheap there, and the cursor is ours.
-import { byId, make, setText, shown } from "./dom.js";
+import { byId, setText, shown } from "./dom.js";
+import { addLights, clearLights as forget, lights, moving } from "./lights.js";
+import { pixel } from "./scale.js";
+import { nameOf, showTables } from "./table.js";
 
-// Cividis (Nuñez, Anderton, Renslow 2018): perceptually uniform, the same for colour-blind people.
-const SCALE = ["00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838"]
-  .map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
-const FADE_MS = 12000, BUSIEST = 12;
-const box = byId("heat"), canvas = box.querySelector("canvas"), still = matchMedia("(prefers-reduced-motion: reduce)");
-let heat = null, names = [], cursor = [0, 0], lit = new Map(), timer = 0, focused = false;
-
-function colour(share) {
-  const at = Math.min(1, Math.max(0, share)) * (SCALE.length - 1), low = Math.min(SCALE.length - 2, Math.floor(at));
-  return `rgb(${SCALE[low].map((from, i) => Math.round(from + (SCALE[low + 1][i] - from) * (at - low))).join(" ")})`;
-}
+const FRAME_MS = 100, SMALL = 10;
+const box = byId("heat"), canvas = box.querySelector("canvas"), pen = canvas.getContext("2d");
+// One pixel a cell; drawing it larger is the browser's work.
+const cells = document.createElement("canvas"), cellPen = cells.getContext("2d");
+let heat = null, names = [], cursor = [0, 0], timer = 0, focused = false, wide = 0, high = 0, edge = "", lit = "";
 
 export function showHeat(newest, groups) {
   heat = newest;
   names = groups.map((group) => group.name);
-  const found = heat.layers.flatMap((layer, row) => heat.rows_per_s[row].map((rate, expert) => [rate, row, expert]));
-  found.sort((a, b) => b[0] - a[0]);
-  setText(byId("heat-max"), shown(found[0]?.[0] ?? 0, 1));
-  byId("busiest").replaceChildren(...found.slice(0, BUSIEST).map(([rate, row, expert]) => make("tr", "",
-    make("td", "", heat.layers[row]), make("td", "", expert), make("td", "", nameOf(row, expert)),
-    make("td", "n", shown(rate, 1)))));
+  paint();
+  axes();
+  showTables(heat, names);
   if (focused) read();
   draw();
 }
 
-// experts: layer -> ids, as a chunk of an answer says them.
-export function lightUp(experts) {
-  for (const [layer, ids] of Object.entries(experts)) {
-    for (const id of ids) lit.set(`${layer}/${id}`, performance.now());
-  }
-  draw();
+export function lightUp(experts) { addLights(experts); draw(); }
+
+export function clearLights() { forget(); draw(); }
+
+function paint() {
+  const most = Math.max(0, ...heat.rows_per_s.map((rates) => Math.max(...rates)));
+  setText(byId("heat-max"), shown(most, 1));
+  cells.width = Math.max(1, heat.experts);
+  cells.height = Math.max(1, heat.layers.length);
+  const image = cellPen.createImageData(cells.width, cells.height), pixels = new Uint32Array(image.data.buffer);
+  // A cell of no group stays clear: the card is seen.
+  heat.rows_per_s.forEach((rates, row) => rates.forEach((rate, expert) => {
+    if (heat.group[row][expert] >= 0) pixels[row * heat.experts + expert] = pixel(rate / Math.max(1, most));
+  }));
+  cellPen.putImageData(image, 0, 0);
 }
 
-export function clearLights() { lit.clear(); draw(); }
-
-const nameOf = (row, expert) => names[heat.group[row][expert]] ?? "no group";
+function axes() {
+  const layers = heat.layers;
+  setText(byId("axis-layers"), layers.length ? `Layers ${layers[0]} to ${layers.at(-1)}, top to bottom` : "");
+  setText(byId("axis-experts"), heat.experts ? `Experts 0 to ${heat.experts - 1}, left to right` : "");
+}
 
 function draw() {
   clearTimeout(timer);
-  if (!heat || !heat.layers.length) return;
-  const wide = box.clientWidth, cellWide = wide / heat.experts;
-  const cellHigh = Math.max(4, Math.min(28, Math.max(cellWide, 200 / heat.layers.length)));
-  const dense = window.devicePixelRatio || 1, high = Math.round(cellHigh * heat.layers.length);
+  if (!heat || !heat.layers.length || !box.clientWidth) return;
+  const dense = window.devicePixelRatio || 1, style = getComputedStyle(document.documentElement);
+  [edge, lit] = [style.getPropertyValue("--edge"), style.getPropertyValue("--lit")];
+  wide = box.clientWidth;
+  const layers = heat.layers.length;
+  high = Math.round(layers * Math.max(4, Math.min(28, Math.max(wide / heat.experts, 200 / layers))));
   if (canvas.width !== Math.round(wide * dense) || canvas.height !== Math.round(high * dense)) {
     canvas.width = Math.round(wide * dense);
     canvas.height = Math.round(high * dense);
     canvas.style.height = `${high}px`;
   }
-  const pen = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
   pen.setTransform(dense, 0, 0, dense, 0, 0);
-  const most = Math.max(1, ...heat.rows_per_s.map((rates) => Math.max(...rates)));
-  heat.rows_per_s.forEach((rates, row) => rates.forEach((rate, expert) => {
-    pen.fillStyle = heat.group[row][expert] < 0 ? style.getPropertyValue("--card") : colour(rate / most);
-    pen.fillRect(expert * cellWide, row * cellHigh, cellWide + 0.5, cellHigh + 0.5);
-  }));
-  borders(pen, cellWide, cellHigh);
-  lights(pen, cellWide, cellHigh, style.getPropertyValue("--lit"));
-  if (focused) {
-    pen.lineWidth = 2;
-    pen.strokeStyle = "#fff";
-    pen.strokeRect(cursor[1] * cellWide, cursor[0] * cellHigh, Math.max(4, cellWide), cellHigh);
-  }
-  if (lit.size && !still.matches) timer = setTimeout(draw, 100);
+  pen.clearRect(0, 0, wide, high);
+  pen.imageSmoothingEnabled = false;
+  pen.drawImage(cells, 0, 0, wide, high);
+  borders();
+  drawLights();
+  if (focused) frame(cursor[0], cursor[1], 2, "#fff", 0);
+  if (moving()) timer = setTimeout(draw, FRAME_MS);
 }
 
-function borders(pen, cellWide, cellHigh) {
-  const line = cellWide < 8 ? 1 : 2;
+// White beside black: one of the two is seen on any colour of the scale.
+function borders() {
+  const cellWide = wide / heat.experts, cellHigh = high / heat.layers.length, line = cellWide < 8 ? 1 : 2;
+  const black = new Path2D(), white = new Path2D();
+  heat.group.forEach((groups, row) => {
+    for (let expert = 1; expert < groups.length; expert += 1) {
+      if (groups[expert] === groups[expert - 1]) continue;
+      black.rect(expert * cellWide, row * cellHigh, line, cellHigh);
+      white.rect(expert * cellWide - line, row * cellHigh, line, cellHigh);
+    }
+  });
+  pen.fillStyle = edge;
+  pen.fill(black);
   pen.fillStyle = "#fff";
-  heat.group.forEach((groups, row) => groups.forEach((group, expert) => {
-    if (expert && groups[expert - 1] !== group) pen.fillRect(expert * cellWide - line / 2, row * cellHigh, line, cellHigh);
-  }));
+  pen.fill(white);
 }
 
-function lights(pen, cellWide, cellHigh, accent) {
-  const rowOf = new Map(heat.layers.map((layer, row) => [String(layer), row])), now = performance.now();
-  for (const [name, at] of lit) {
-    const [layer, expert] = name.split("/"), left = still.matches ? 1 : 1 - (now - at) / FADE_MS;
-    if (left <= 0) { lit.delete(name); continue; }
-    if (!rowOf.has(layer)) continue;
-    pen.globalAlpha = left;
-    pen.strokeStyle = accent;
-    pen.lineWidth = Math.min(3, Math.max(1, cellWide / 3));
-    const inset = pen.lineWidth / 2 + 0.5;
-    pen.strokeRect(expert * cellWide + inset, rowOf.get(layer) * cellHigh + inset,
-      Math.max(0.5, cellWide - 2 * inset), Math.max(0.5, cellHigh - 2 * inset));
+function drawLights() {
+  const rowOf = new Map(heat.layers.map((layer, row) => [String(layer), row])), seen = lights();
+  for (const { layer, expert, share } of seen) {
+    const row = rowOf.get(layer);
+    if (row === undefined || expert >= heat.experts) continue;
+    // More than in proportion: half as often used is a third as strong, so the few stand out.
+    pen.globalAlpha = Math.max(0.08, share ** 1.5);
+    frame(row, expert, 0.5 + 3.5 * share ** 1.5, lit, 2);
   }
   pen.globalAlpha = 1;
-  box.dataset.lit = lit.size;
+  box.dataset.lit = seen.length;
+  box.dataset.strongest = seen.slice(-3).reverse().map((each) => `${each.layer}/${each.expert}`).join(" ");
+}
+
+// A frame inside a cell, in `colour` with a dark edge within; as thick as fits.
+function frame(row, expert, thick, colour, inset) {
+  const cellWide = wide / heat.experts, cellHigh = high / heat.layers.length, small = Math.min(cellWide, cellHigh);
+  if (small < SMALL) {
+    // No room for a frame: the whole cell, larger than its neighbours by what it is thick.
+    const more = thick / 2;
+    pen.fillStyle = colour;
+    pen.fillRect(expert * cellWide - more, row * cellHigh - more, cellWide + 2 * more, cellHigh + 2 * more);
+    return;
+  }
+  const line = Math.min(thick, small / 3);
+  for (const [width, style] of [[line + 2, edge], [line, colour]]) {
+    pen.lineWidth = width;
+    pen.strokeStyle = style;
+    const away = inset + (line + 2) / 2;
+    pen.strokeRect(expert * cellWide + away, row * cellHigh + away,
+      Math.max(0.5, cellWide - 2 * away), Math.max(0.5, cellHigh - 2 * away));
+  }
 }
 
 function read() {
   const [row, expert] = cursor;
   if (!heat || row >= heat.layers.length || expert >= heat.experts) return;
-  setText(byId("cursor"), `Layer ${heat.layers[row]}, expert ${expert}, ${nameOf(row, expert)}: ` +
+  byId("cursor").classList.remove("muted");
+  setText(byId("cursor"), `Layer ${heat.layers[row]}, expert ${expert}, ${nameOf(heat, names, row, expert)}: ` +
     `${shown(heat.rows_per_s[row][expert], 1)} rows/s`);
 }
 
+const inside = (at, count) => Math.min(count - 1, Math.max(0, at));
+
 box.addEventListener("keydown", (event) => {
-  const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-  if (!move || !heat) return;
+  const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
+    Home: [0, -Infinity], End: [0, Infinity], PageUp: [-Infinity, 0], PageDown: [Infinity, 0] }[event.key];
+  if (!move || !heat?.layers.length) return;
   event.preventDefault();
-  cursor = [Math.min(heat.layers.length - 1, Math.max(0, cursor[0] + move[0])),
-    Math.min(heat.experts - 1, Math.max(0, cursor[1] + move[1]))];
+  cursor = [inside(cursor[0] + move[0], heat.layers.length), inside(cursor[1] + move[1], heat.experts)];
   read();
   draw();
 });

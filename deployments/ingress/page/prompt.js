@@ -1,6 +1,6 @@
 // The prompt box: streams an answer and lights up the experts it used.
 import { byId, setText } from "./dom.js";
-import { ask, headers } from "./key.js";
+import { accepted, ask, focus, headers } from "./key.js";
 import { events } from "./stream.js";
 import { clearLights, lightUp } from "./heatmap.js";
 
@@ -31,11 +31,15 @@ async function start(text) {
 
 async function run(text) {
   let response = await start(text);
-  if (response.status === 401) {
-    setText(byId("prompt-state"), "A key is needed.");
-    await ask();
+  for (let tries = 0; response.status === 401; tries += 1) {
+    setText(byId("prompt-state"), tries ? "That key was refused. Another one is needed." : "A key is needed.");
+    const given = ask(tries ? "The prompt's key was refused." : "The prompt needs a key.", abort.signal);
+    focus();
+    await given;
+    setText(byId("prompt-state"), "Answering");
     response = await start(text);
   }
+  accepted();
   if (!response.ok) throw new Error((await refusal(response)).message);
   for await (const data of events(response)) {
     if (data === "[DONE]") return;

@@ -37,7 +37,8 @@ export async function follow(show, state) {
       if (response.status === 401 || response.status === 403) {
         clearTimeout(timer);
         state("key needed", null);
-        await ask();
+        await ask(response.status === 403 ? "That key may not see the picture: it needs an admin key." :
+          "The picture needs an admin key.");
         continue;
       }
       if (!response.ok) throw new Error(`status ${response.status}`);

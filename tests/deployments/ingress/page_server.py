@@ -18,22 +18,28 @@ from starlette.routing import Route
 
 from deployments.ingress import dashboard
 
-LAYERS, EXPERTS, GROUPS = 6, 32, 4
+GROUPS = 4
 PERIOD_S = 0.15
 
 
 class PageServer:
-    """Attributes are the script: a test sets them, the next event shows them. template: whether chats are answered."""
+    """Attributes are the script: a test sets them, the next event shows them. template: whether chats are answered.
 
-    def __init__(self) -> None:
+    used: the experts that each chunk of an answer names, in turn.
+    """
+
+    def __init__(self, layers: int = 6, experts: int = 32) -> None:
+        self.layers, self.experts = layers, experts
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}/dashboard"
-        self.load = 0.0
+        self.load, self.decided_s = 0.0, time.time()
         self.states = ["ready"] * GROUPS
+        self.ids = [f"g{n}#a1b2c3" for n in range(GROUPS)]
         self.node, self.reason, self.word = "node-1", "busy 0.91 over 0.70 for 30 s", "An answer. "
         self.key = ""
+        self.used = [{"2": [0, 9]}, {"2": [1, 9]}, {"2": [2, 9]}]
         self.template, self.words = True, 3
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -65,10 +71,11 @@ class PageServer:
 
     def event(self) -> dict[str, Any]:
         """What the page is shown now."""
-        wide = EXPERTS // GROUPS
-        rows = [[round(self.load * (1 + (7 * e + 3 * n) % 23), 1) for e in range(EXPERTS)] for n in range(LAYERS)]
+        wide = self.experts // GROUPS
+        layers, experts = range(self.layers), range(self.experts)
+        rows = [[round(self.load * (1 + (7 * e + 3 * n) % 23), 1) for e in experts] for n in layers]
         missing = [f"g{n}" for n, state in enumerate(self.states) if state != "ready"]
-        decision = {"time": time.time(), "group": "g1", "pool": "home", "from": 1, "to": 2, "reason": self.reason}
+        decision = {"time": self.decided_s, "group": "g1", "pool": "home", "from": 1, "to": 2, "reason": self.reason}
         return {
             "time": time.time(),
             "cluster": {
@@ -90,16 +97,16 @@ class PageServer:
                 "tpot_p95_ms": None,
             },
             "heat": {
-                "layers": list(range(1, LAYERS + 1)),
-                "experts": EXPERTS,
+                "layers": [n + 1 for n in layers],
+                "experts": self.experts,
                 "rows_per_s": rows,
-                "group": [[e // wide for e in range(EXPERTS)] for _ in range(LAYERS)],
+                "group": [[e // wide for e in experts] for _ in layers],
             },
         }
 
     def _group(self, number: int, state: str) -> dict[str, Any]:
         replica = {
-            "id": f"g{number}#a1b2c3",
+            "id": self.ids[number],
             "state": state,
             "pool": "home",
             "node": self.node,
@@ -126,6 +133,8 @@ class PageServer:
         return StreamingResponse(told(), media_type="text/event-stream")
 
     async def _chat(self, request: Request) -> Response:
+        if self._refused(request):
+            return JSONResponse({"error": {"message": "A key, please."}}, 401)
         if not self.template:
             return JSONResponse({"error": {"message": "None.", "code": "no_chat_template"}}, 400)
         return self._answer(request, lambda text: {"delta": {"content": text}})
@@ -138,7 +147,9 @@ class PageServer:
 
         async def told() -> AsyncGenerator[str, None]:
             for number in range(self.words):
-                chunk = {"choices": [choice(self.word)]} | ({"experts": {"2": [number, 9]}} if asked else {})
+                chunk = {"choices": [choice(self.word)]} | (
+                    {"experts": self.used[number % len(self.used)]} if asked else {}
+                )
                 yield f"data: {json.dumps(chunk)}\n\n"
                 await asyncio.sleep(0.02)
             yield "data: [DONE]\n\n"

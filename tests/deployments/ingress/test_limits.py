@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import EngineError, ExpertScaleError, OverloadedError, RateLimitError
+from cluster.errors import EngineError, ExpertScaleError, OverloadedError, RateLimitError, RequestError
 from deployments.generation import GenerationRequest, TokenChunk
 from deployments.ingress.api import create_app
 from deployments.ingress.auth import Authenticator, Keys
 from deployments.ingress.keys import KeyLimits, KeyRecord, digest_of
-from deployments.ingress.limits import Limiter
+from deployments.ingress.limits import Lease, Limiter
 from deployments.ingress.service import Service
 from tests.deployments.ingress.fakes import FakeRouter, Script, http, make_service, says
 
@@ -114,6 +114,72 @@ def test_an_edited_limit_counts_at_once_and_forgives_nothing() -> None:
     assert wait_s(limiter, key(tokens_per_min=120)) == 31
     limiter.admit(key())  # no limit any more
     assert wait_s(limiter, key(tokens_per_min=60)) == 61
+
+
+def test_a_widened_request_counts_as_its_streams_until_it_has_ended() -> None:
+    limiter, record = Limiter(Clock()), key(streams=4)
+    with limiter.admit(record) as wide, limiter.admit(record) as narrow:
+        wide.widen(3)
+        narrow.widen(1)
+        wait_s(limiter, record)
+    with limiter.admit(record) as lease:
+        lease.widen(4)
+        wait_s(limiter, record)
+        lease.keep()
+    wait_s(limiter, record)
+    for _ in range(2):
+        lease.ended(1)
+    with limiter.admit(record) as lease:
+        lease.widen(4)
+
+
+def test_what_does_not_fit_beside_the_others_waits_and_uses_nothing_up() -> None:
+    limiter, record = Limiter(Clock()), key(streams=4, requests_per_min=2)
+    with limiter.admit(record) as first:
+        first.widen(2)
+        for _ in range(5):
+            with (
+                pytest.raises(RateLimitError, match="2 streams under way and asks for 3"),
+                limiter.admit(record) as more,
+            ):
+                more.widen(3)
+        with limiter.admit(record) as fits:
+            fits.widen(2)
+
+
+def test_what_never_fits_is_the_requests_own_fault_and_gives_its_stream_back() -> None:
+    limiter, record = Limiter(Clock()), key(streams=2)
+    for _ in range(3):
+        with pytest.raises(RequestError, match=r"makes 3 streams .* may have 2"), limiter.admit(record) as lease:
+            lease.widen(3)
+    with limiter.admit(None) as free:
+        free.widen(1000)
+    with limiter.admit(key("bob", requests_per_min=5)) as unlimited:
+        unlimited.widen(1000)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6), st.booleans()), max_size=60))
+def test_never_more_streams_than_the_limit_and_none_left_behind(steps: list[tuple[int, int, bool]]) -> None:
+    limiter, record = Limiter(Clock()), key(streams=5)
+    open_: dict[int, tuple[Lease, int]] = {}
+    for slot, streams, refused in steps:
+        if slot in open_:
+            open_.pop(slot)[0].ended(1)
+            continue
+        try:
+            with limiter.admit(record) as lease:
+                lease.widen(streams)
+                if refused:
+                    raise EngineError("x")
+                lease.keep()
+                open_[slot] = lease, streams
+        except ExpertScaleError:
+            pass
+        assert sum(width for _, width in open_.values()) <= 5
+    for lease, _ in open_.values():
+        lease.ended(1)
+    with limiter.admit(record) as whole:
+        whole.widen(5)
 
 
 def test_keys_do_not_share_and_a_key_without_limits_has_none() -> None:
@@ -221,6 +287,60 @@ def test_a_stream_is_given_back_however_the_request_ends(
                 response = await post(client, stream=stream, **changes)
                 assert "streams is 1" not in response.text
                 assert response.status_code == (status or (200 if stream else 500))
+
+    asyncio.run(story())
+
+
+WIDE: list[tuple[str, dict[str, Any], int]] = [
+    (CHAT, {"messages": BODY["messages"], "n": 3}, 3),
+    ("/v1/completions", {"prompt": ["a", "b", "c"]}, 3),
+    ("/v1/completions", {"prompt": [[5, 6], [7]], "n": 2}, 4),
+    ("/v1/completions", {"prompt": [5, 6, 7]}, 1),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "fields", "streams"), WIDE)
+def test_a_request_counts_as_its_prompts_times_its_choices(
+    path: str, fields: dict[str, Any], streams: int, stream: bool
+) -> None:
+    async def answers(limit: int) -> list[tuple[int, str]]:
+        service, headers = guarded(says("x"), streams=limit)
+        async with http(service) as client:
+            client.headers.update(headers)
+            asked = [
+                await client.post(path, json={"model": "demo", "stream": stream, **body})
+                for body in (fields, fields, fields | {"max_tokens": 10**6}, fields)
+            ]
+            return [(answer.status_code, answer.text) for answer in asked]
+
+    assert [status for status, _ in asyncio.run(answers(streams))] == [200, 200, 400, 200]
+    if streams > 1:
+        assert {(status, f"makes {streams} streams" in text) for status, text in asyncio.run(answers(streams - 1))} == {
+            (400, True)
+        }
+
+
+def test_the_streams_of_a_request_under_way_keep_others_out() -> None:
+    async def story() -> None:
+        service, headers = guarded(hangs, streams=4)
+        router = service.router
+        assert isinstance(router, FakeRouter)
+        async with http(service) as client:
+            client.headers.update(headers)
+            body = {"model": "demo", "prompt": ["a", "b", "c"]}
+            going = asyncio.create_task(client.post("/v1/completions", json=body))
+            await router.hanging.wait()
+            refused = await post(client, n=2)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert "3 streams under way and asks for 2" in refused.text
+            going.cancel()
+            await asyncio.gather(going, return_exceptions=True)
+            router.hanging.clear()
+            again = asyncio.create_task(post(client, n=4))
+            await router.hanging.wait()  # admitted: all places are free again
+            again.cancel()
+            await asyncio.gather(again, return_exceptions=True)
 
     asyncio.run(story())
 

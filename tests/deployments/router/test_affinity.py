@@ -13,7 +13,17 @@ from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 from ray.serve.request_router import RequestRouter
 
 from deployments.generation import GenerationRequest, SamplingParams
-from deployments.router.affinity import PREFIX_TOKENS, AffinityRouter, affinity_key, may_answer, overload_limit, rank
+from deployments.router.affinity import (
+    NOBODY_S,
+    PREFIX_TOKENS,
+    Absence,
+    AffinityRouter,
+    _able,
+    affinity_key,
+    may_answer,
+    overload_limit,
+    rank,
+)
 from deployments.whereabouts import Whereabouts
 
 CHANCE = random.Random(0)
@@ -125,6 +135,33 @@ def test_a_request_goes_to_routers_that_understand_it_and_once_begun_to_those_of
 
 
 DEPLOYMENT = DeploymentID("Router")
+
+
+def test_a_request_waits_for_routers_that_understand_it_but_not_for_ever():
+    now = [0.0]
+    absence = Absence(lambda: now[0])
+    old = SimpleNamespace(replica_metadata={"vocabulary": "old", "digest": "o"})
+    new = SimpleNamespace(replica_metadata={"vocabulary": "new", "digest": "n"})
+
+    def to(*routers, vocabulary="new", digest="", after_s=0.0):
+        now[0] += after_s
+        request = GenerationRequest(
+            "r", (1,), SamplingParams(max_tokens=1, seed=0), 1, vocabulary=vocabulary, digest=digest
+        )
+        return _able(list(routers), SimpleNamespace(args=[request], kwargs={}), absence)
+
+    assert to(old) == []
+    assert to(old, vocabulary="old") == [old], "one is there for the others"
+    assert to(old, after_s=NOBODY_S / 2) == []
+    assert to(old, new) == [new]
+    assert to(old, after_s=NOBODY_S / 2) == [], "counted from anew: there has been one"
+    assert to(old, after_s=NOBODY_S / 2) == []
+    assert to(old, after_s=NOBODY_S / 2) == [old], "somebody must refuse it"
+    assert to(old) == [old], "and those behind it at once"
+    assert to(old, new) == [new]
+    assert to(old, after_s=2 * NOBODY_S) == []
+    assert to(old, after_s=2 * NOBODY_S) == [], "nobody has asked meanwhile: there may have been some"
+    assert to(old, digest="gone") == [old], "who began elsewhere does not wait"
 
 
 def replica(name):
