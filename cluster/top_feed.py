@@ -38,9 +38,10 @@ def read_events(url: str, key: str | None, timeout_s: float = TIMEOUT_S) -> Iter
         raise FeedError(f"--url: {url!r} is no address of a server; use http://HOST:PORT.", final=True)
     request = urllib.request.Request(f"{url.rstrip('/')}/dashboard/events")
     if key:
-        request.add_header("Authorization", f"Bearer {key}")
+        # For this server only: not for one that it names in a redirect, nor for a proxy of the environment.
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout_s) as answer:
             yield from parse(answer)
     except urllib.error.HTTPError as error:
         raise _refused(url, error, key) from None

@@ -114,7 +114,7 @@ class DirectoryCore:
 
     async def report_router(self, stats: RouterStats) -> None:
         """The heartbeat of a router."""
-        if stats.id not in self._routers:
+        if stats.id not in self._totals_heard:  # one that was only silent for a while has not started
             self._started(ROUTER, stats.digest)
         self._routers[stats.id] = (self._clock(), stats)
         self._totals_heard[stats.id] = self._clock()

@@ -179,7 +179,7 @@ class _Api:
         streaming = False
         try:
             if not body.stream:
-                deltas = await while_connected(request.receive, _collect(generation))
+                deltas = [join(parts) for parts in await while_connected(request.receive, generation.collect())]
                 answer.by(generation.digest)
                 whole = with_experts(answer.complete(deltas, generation.usage()), deltas)
                 content = whole.model_dump_json(exclude_unset=True)
@@ -230,14 +230,6 @@ async def _end(generation: Generation, lease: Lease) -> None:
     finally:
         usage = generation.usage()
         lease.ended(usage.prompt_tokens + usage.completion_tokens)
-
-
-async def _collect(generation: Generation) -> list[Delta]:
-    """One joined delta per choice, when all have finished."""
-    parts: list[list[Delta]] = [[] for _ in generation.choices]
-    while (delta := await generation.next()) is not None:
-        parts[delta.choice].append(delta)
-    return [join(deltas) for deltas in parts]
 
 
 async def _events(

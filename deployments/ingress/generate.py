@@ -3,7 +3,8 @@
 Owns the streams: whatever happens, `aclose` ends them, and with them the work on the routers. Knows no HTTP.
 
 An answer has the tokens of one model, that of the first chunk, whatever is rolled out meanwhile. All prompts are asked
-at once; one that another model begins to answer is asked again, before anything is shown of it.
+at once; one that another model begins to answer is asked again, before anything is shown of it. Where nobody has the
+first model any more, an answer of which nothing has been given away begins anew with the other one.
 """
 
 from __future__ import annotations
@@ -58,13 +59,30 @@ class Generation:
         self._requests = list(requests)
         self._streams = [router.generate(request, session_id) for request in requests]
         self._asked_again: set[int] = set()
+        self._other = ""  # the digest of another model that began a prompt
+        self._anew = False
         self._n = requests[0].sampling.n
-        self.choices = [Choice(i, tokenizer, stops) for i in range(len(requests) * self._n)]
+        self._tokenizer, self._stops = tokenizer, stops
+        self.choices = self._make_choices()
         self._waits: dict[asyncio.Task[TokenChunk | None], int] = {}
         self._fresh = deque(range(len(self._streams)))  # streams to ask for their next chunk
         self._arrived: deque[tuple[int, asyncio.Task[TokenChunk | None]]] = deque()
         self._closing: asyncio.Task[None] | None = None
         self._deadline = deadline
+
+    async def collect(self) -> list[list[Delta]]:
+        """All deltas of each choice, when every choice has finished. Raises as `next`."""
+        while True:
+            parts: list[list[Delta]] = [[] for _ in self.choices]
+            try:
+                while (delta := await self.next()) is not None:
+                    parts[delta.choice].append(delta)
+            except RouterStoppingError:
+                if not self._other or self._anew:
+                    raise
+                await self._begin_anew(self._other)
+            else:
+                return parts
 
     async def next(self) -> Delta | None:
         """The next delta of any choice, or None when every choice has finished.
@@ -92,6 +110,7 @@ class Generation:
                     raise EngineError("The router ended the stream before every choice was finished.")
                 continue
             if chunk.digest and chunk.digest != self.digest and self.digest:
+                self._other = chunk.digest
                 await self._ask_again(prompt)
                 continue
             self.digest = self.digest or chunk.digest
@@ -139,15 +158,34 @@ class Generation:
         self._asked_again.add(prompt)
         request = self._requests[prompt]
         log.info("another model began to answer %s, it is asked again", request.request_id)
-        again = replace(
+        self._streams[prompt] = self._router.generate(self._pinned(request, "again"), self._session_id)
+        self._fresh.append(prompt)
+
+    async def _begin_anew(self, digest: str) -> None:
+        """All prompts once more, of the model that has replaced the first one."""
+        log.info("the model that began %s has gone, the other one begins anew", self._requests[0].request_id)
+        await self._close_all()
+        self._anew, self.digest = True, digest
+        self._asked_again.clear()
+        self._waits.clear()
+        self._arrived.clear()
+        self._requests = [self._pinned(request, "anew") for request in self._requests]
+        self._streams = [self._router.generate(request, self._session_id) for request in self._requests]
+        self._fresh = deque(range(len(self._streams)))
+        self.choices = self._make_choices()
+
+    def _pinned(self, request: GenerationRequest, suffix: str) -> GenerationRequest:
+        """`request` for the model of this answer and none else."""
+        return replace(
             request,
-            request_id=f"{request.request_id}/again",
+            request_id=f"{request.request_id}/{suffix}",
             digest=self.digest,
             timeout_s=None if request.timeout_s is None else self._deadline.left_s(),
             accepted=True,
         )
-        self._streams[prompt] = self._router.generate(again, self._session_id)
-        self._fresh.append(prompt)
+
+    def _make_choices(self) -> list[Choice]:
+        return [Choice(i, self._tokenizer, self._stops) for i in range(len(self._requests) * self._n)]
 
     async def _wait(self) -> None:
         patience_s = max(0.0, self._deadline.gone_s - asyncio.get_running_loop().time())

@@ -37,7 +37,8 @@ _NUMBER = re.compile(r"[0-9]{1,12}")
 class KeyLimits:
     """What one key may use at one Ingress replica; None for any amount.
 
-    requests_per_min: all that carry the key, refused ones too. tokens_per_min: prompt and completion together.
+    requests_per_min: all that carry the key but those that another of its limits refuses at once.
+    tokens_per_min: prompt and completion together.
     streams: choices of all prompts under way at once, streamed or not.
     """
 

@@ -91,7 +91,7 @@ class Lease:
 
         Raises:
             RequestError: it makes more than the key may ever have at once.
-            RateLimitError: it makes more than are free now; it uses nothing up, as one that is refused at once.
+            RateLimitError: it makes more than are free now; as a request it counts, because its body has been read.
         """
         use = self._use
         if use is None:
@@ -101,8 +101,6 @@ class Lease:
             message = f"The request makes {streams} streams (prompts times 'n'); this API key may have {self._most}."
             raise RequestError(message, "n", "invalid_value")
         if self._most is not None and others + streams > self._most:
-            if use.requests is not None:
-                use.requests.level = min(float(use.requests.per_min), use.requests.level + 1)
             what = f"has {others} streams under way and asks for {streams}; its limit streams is {self._most}"
             raise _reached(what, 1.0)
         use.streams += streams - self._streams

@@ -128,7 +128,9 @@ class Live:
         finally:
             if poll is not None and not poll.done():
                 await cancel(poll)
-            await self._end()
+            # Not where the last viewer has left: one who came meanwhile has a sampler of its own.
+            if self._work is asyncio.current_task():
+                await self._end()
 
     async def _poll(self, picture: Picture) -> None:
         """Ask everything there is to know. Raises whatever the cluster raises."""

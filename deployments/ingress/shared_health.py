@@ -6,6 +6,7 @@ What is shared is the value, not an answer made from it: who asks decides what o
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Callable
@@ -33,11 +34,13 @@ class SharedHealth:
     async def __call__(self) -> Health | None:
         """Which parts are missing; None where nobody says so within `TIMEOUT_S`."""
         now_s = self._clock()
-        if self._flight is None or (self._flight.done() and now_s - self._asked_s >= SHARED_S):
+        flight = self._flight
+        if flight is None or flight.cancelled() or (flight.done() and now_s - self._asked_s >= SHARED_S):
             self._asked_s = now_s
-            self._flight = asyncio.create_task(self._ask())
+            # In a context of its own: Serve cancels the calls of a request whose client has gone, and this is nobody's.
+            self._flight = asyncio.get_running_loop().create_task(self._ask(), context=contextvars.Context())
         # One who no longer wants to know must not take the answer away from the others.
-        return await asyncio.shield(self._flight)
+        return await asyncio.shield(self._flight)  # type: ignore[arg-type]
 
     async def _ask(self) -> Health | None:
         try:

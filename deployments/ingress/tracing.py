@@ -56,7 +56,7 @@ class TracedGeneration(Generation):
             "gen_ai.request.temperature": requests[0].sampling.temperature,
             "gen_ai.request.choice.count": requests[0].sampling.n,
         }
-        context = parent(headers.get("traceparent"), headers.get("tracestate"))
+        context = parent(headers.get("traceparent"))
         self._span = tracer.start_span(f"{operation} {model}", context, SpanKind.SERVER, attributes)
         trace = traceparent(self._span)
         super().__init__(router, [replace(request, trace=trace) for request in requests], **others)

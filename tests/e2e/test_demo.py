@@ -180,9 +180,17 @@ def test_a_client_that_never_reads_is_cut_off_and_holds_nothing(server: Server) 
         wait_for(lambda: quiet(server), 10, "the router to be idle again")
 
 
+def loads_rest(server: Server) -> bool:
+    """Whether no rows come in: routers tell theirs once a second."""
+    before = server.get("/v1/cluster/loads")
+    time.sleep(1.5)
+    return bool(server.get("/v1/cluster/loads") == before)
+
+
 def test_the_live_picture_moves_with_requests_and_an_answer_names_the_experts_it_used(server: Server) -> None:
     body = {"model": MODEL, "prompt": "import os", "max_tokens": 300, "ignore_eos": True}
     headers = {"x-expertscale-experts": "true"}
+    wait_for(lambda: loads_rest(server), 20, "all rows of the tests before to be counted")
     with ThreadPoolExecutor() as pool, httpx.stream("GET", f"{server.url}/dashboard/events", timeout=10) as response:
         asked = pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, headers=headers, timeout=60)
         moved = next(event for event in events_of(response) if event["rates"]["tokens_per_s"] and heat_of(event))

@@ -133,11 +133,11 @@ def test_a_widened_request_counts_as_its_streams_until_it_has_ended() -> None:
         lease.widen(4)
 
 
-def test_what_does_not_fit_beside_the_others_waits_and_uses_nothing_up() -> None:
-    limiter, record = Limiter(Clock()), key(streams=4, requests_per_min=2)
+def test_what_does_not_fit_beside_the_others_waits_and_counts_as_the_request_that_was_read() -> None:
+    limiter, record = Limiter(Clock()), key(streams=4, requests_per_min=6)
     with limiter.admit(record) as first:
         first.widen(2)
-        for _ in range(5):
+        for _ in range(4):
             with (
                 pytest.raises(RateLimitError, match="2 streams under way and asks for 3"),
                 limiter.admit(record) as more,
@@ -145,6 +145,8 @@ def test_what_does_not_fit_beside_the_others_waits_and_uses_nothing_up() -> None
                 more.widen(3)
         with limiter.admit(record) as fits:
             fits.widen(2)
+        with pytest.raises(RateLimitError, match="requests_per_min is 6"):
+            limiter.admit(record)
 
 
 def test_what_never_fits_is_the_requests_own_fault_and_gives_its_stream_back() -> None:

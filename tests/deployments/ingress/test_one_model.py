@@ -66,9 +66,19 @@ def test_every_prompt_is_asked_once_where_one_model_answers() -> None:
     assert not router.cancelled
 
 
-def test_where_the_first_model_has_gone_meanwhile_the_client_is_told_to_try_again() -> None:
-    answer = post(make_service(model_of(OLD, NEW, gone=OLD)), "/v1/completions", TWO)
-    assert (answer.status_code, answer.json()["error"]["type"]) == (503, "router_stopping")
+def test_where_the_first_model_has_gone_meanwhile_the_other_one_answers_everything() -> None:
+    service = make_service(model_of(OLD, NEW, gone=OLD))
+    answer = post(service, "/v1/completions", TWO).json()
+    assert [choice["text"] for choice in answer["choices"]] == [SAYS[NEW]] * 2
+    assert answer["system_fingerprint"] == f"xs-{NEW[:12]}"
+    router: Any = service.router
+    assert [request.digest for request in router.requests] == ["", "", OLD, NEW, NEW]
+
+
+def test_a_stream_of_which_something_was_given_away_ends_with_the_reason() -> None:
+    lines = post(make_service(model_of(OLD, NEW, gone=OLD)), "/v1/completions", TWO | {"stream": True}).text
+    assert '"router_stopping"' in lines
+    assert SAYS[NEW] not in lines
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,21 @@ def test_a_probe_that_gives_up_leaves_the_others_their_answer_and_a_slow_questio
         assert cluster.asked == 1
 
     asyncio.run(story())
+
+
+def test_the_question_belongs_to_none_of_the_probes() -> None:
+    """Serve cancels what a request has called when its client goes; it finds the request in the context."""
+    probing: contextvars.ContextVar[str] = contextvars.ContextVar("probing", default="")
+    seen: list[str] = []
+
+    class Asked(FakeCluster):
+        async def health(self) -> Health:
+            seen.append(probing.get())
+            return await super().health()
+
+    async def story() -> None:
+        probing.set("the first probe")
+        assert await SharedHealth(Asked(BROKEN))() == BROKEN
+
+    asyncio.run(story())
+    assert seen == [""]
