@@ -333,6 +333,18 @@ def test_the_reason_of_a_router_is_known_until_another_router_reports(core):
     asyncio.run(story())
 
 
+def test_a_router_that_was_only_silent_has_not_started(core, clock):
+    async def story():
+        await core.report_router(RouterStats("old", digest=DIGEST))
+        clock[0] = ROUTER_TIMEOUT_S + 1
+        await core.expire()
+        await core.report_failure(failure("no memory", "router"))
+        await core.report_router(RouterStats("old", digest=DIGEST))
+        assert core.reasons() == {"router": "no memory"}
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("other", [{"digest": "cd" * 32}, {"pool": "h100"}])
 def test_a_replica_of_another_version_or_pool_that_starts_clears_no_reason(core, other):
     async def story():

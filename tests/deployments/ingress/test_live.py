@@ -104,6 +104,25 @@ def test_one_sampler_serves_all_viewers_and_ends_with_the_last() -> None:
     asyncio.run(story())
 
 
+def test_who_comes_while_the_last_viewer_leaves_gets_events() -> None:
+    """A page that is reloaded: its old stream ends while the new one begins."""
+
+    async def story() -> None:
+        live = Live(Cluster(), period_s=PERIOD_S)
+        live.enter()
+        first = live.events()
+        await read(first)
+        leaving = asyncio.create_task(live.leave())
+        await asyncio.sleep(0)
+        async with watching(live) as second:
+            await leaving
+            await read(second)
+            await read(second)
+        await first.aclose()
+
+    asyncio.run(story())
+
+
 def test_a_slow_viewer_gets_the_newest_event_and_not_those_it_missed() -> None:
     async def story() -> None:
         live = Live(Cluster(), period_s=PERIOD_S)
