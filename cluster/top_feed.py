@@ -64,7 +64,16 @@ def _refused(url: str, error: urllib.error.HTTPError, key: str | None) -> FeedEr
     with error:
         if error.code == 401:
             wrong = "refuses this key" if key else "asks for a key"
-            return FeedError(f"{url} {wrong}: name a variable with an admin key by --key-env NAME.", final=True)
+            what = f"{url} {wrong}: name a variable with an admin key by --key-env NAME. {_sentence(error)}"
+            return FeedError(what.rstrip(), final=True)
         if error.code == 404:
             return FeedError(f"{url} has no /dashboard/events: is it an ExpertScale server?", final=True)
         return FeedError(f"{url} answers {error.code} {error.reason}.")
+
+
+def _sentence(error: urllib.error.HTTPError) -> str:
+    """What the server says about its refusal; "" where that is no error object."""
+    try:
+        return str(json.loads(error.read(65536))["error"]["message"])
+    except (OSError, HTTPException, ValueError, LookupError, TypeError):
+        return ""

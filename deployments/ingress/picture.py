@@ -15,6 +15,8 @@ import numpy.typing as npt
 from deployments.ingress.clients import Health
 
 WINDOW_S = 3.5
+SETTLE_S = 6.0
+"""Totals that fell are complete again within: idle routers tell a new Directory theirs every five seconds."""
 ROUTER_KEYS = ("tokens_per_s", "requests_running", "requests_waiting", "ttft_p95_ms", "tpot_p95_ms")
 
 
@@ -92,10 +94,14 @@ class Picture:
 
 
 class Rate:
-    """The rate of totals that only rise. Totals that fall begin anew: somebody who kept them was restarted."""
+    """The rate of totals that only rise. Totals that fall begin anew: somebody who kept them was restarted.
+
+    For `SETTLE_S` from then on there is no rate: what comes in is what was counted before.
+    """
 
     def __init__(self, window_s: float = WINDOW_S) -> None:
         self._window_s = window_s
+        self._settled_s = float("-inf")
         self._kept: deque[tuple[float, npt.NDArray[np.int64]]] = deque()
 
     @property
@@ -106,6 +112,8 @@ class Rate:
     def take(self, now_s: float, totals: npt.NDArray[np.int64]) -> None:
         """The totals at `now_s`."""
         if self._kept and (self._kept[-1][1].shape != totals.shape or bool((totals < self._kept[-1][1]).any())):
+            self._settled_s = now_s + SETTLE_S
+        if now_s < self._settled_s:
             self._kept.clear()
         self._kept.append((now_s, totals))
         while len(self._kept) > 2 and now_s - self._kept[0][0] > self._window_s:

@@ -105,6 +105,8 @@ class Server:
                 answer = left.pop(0)
                 handler.send_response(answer if isinstance(answer, int) else 200)
                 handler.end_headers()
+                if answer == 401:
+                    handler.wfile.write(json.dumps({"error": {"message": "There are no admin keys."}}).encode())
                 for each in [] if isinstance(answer, int) else answer:
                     handler.wfile.write(f"retry: 1000\n\nid: 1\ndata: {json.dumps(each)}\n\n".encode())
 
@@ -146,7 +148,7 @@ def test_once_prints_the_first_event_that_knows_the_rates_and_sends_the_key() ->
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (401, "asks for a key: name a variable with an admin key by --key-env NAME."),
+        (401, "asks for a key: name a variable with an admin key by --key-env NAME. There are no admin keys."),
         (404, "has no /dashboard/events"),
         (503, "answers 503"),
         ([], "ended the stream before its first event"),

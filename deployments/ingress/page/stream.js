@@ -24,6 +24,15 @@ export async function* events(response, heard = () => {}) {
   }
 }
 
+// What the server says about its refusal: where it has no admin keys at all, no key will do.
+async function sentence(response) {
+  try {
+    return (await response.json()).error.message;
+  } catch {
+    return "";
+  }
+}
+
 // Never returns. show: one event. state: (word, Unix ms since when).
 export async function follow(show, state) {
   let pause = FIRST_MS, since = null;
@@ -34,11 +43,10 @@ export async function follow(show, state) {
     try {
       heard();
       const response = await fetch("/dashboard/events", { headers: headers(), signal: abort.signal, cache: "no-store" });
-      if (response.status === 401 || response.status === 403) {
+      if (response.status === 401) {
         clearTimeout(timer);
         state("key needed", null);
-        await ask(response.status === 403 ? "That key may not see the picture: it needs an admin key." :
-          "The picture needs an admin key.");
+        await ask(`The picture needs an admin key. ${await sentence(response)}`);
         continue;
       }
       if (!response.ok) throw new Error(`status ${response.status}`);

@@ -93,6 +93,7 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_only(page: Page, server: PageSe
     errors = troubles(page, expected="401")
     server.key = "secret"
     page.goto(server.url)
+    expect(page.locator("#key-note")).to_contain_text("A key, please.")
     page.get_by_label("This server asks for a key").fill("secret")
     page.get_by_role("button", name="Use it").click()
     expect(page.locator("#connection")).to_have_text("live")

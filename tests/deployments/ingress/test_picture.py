@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.ingress.clients import Health
-from deployments.ingress.picture import Picture, Rate
+from deployments.ingress.picture import SETTLE_S, Picture, Rate
 
 
 def cluster(**tokens: int) -> dict[str, Any]:
@@ -58,12 +58,14 @@ def test_levels_are_sums_and_the_latency_is_the_slowest_router_s() -> None:
     assert (rates["ttft_p95_ms"], rates["tpot_p95_ms"]) == (70.0, None)
 
 
-def test_totals_that_fall_begin_anew() -> None:
+def test_totals_that_fall_begin_anew_once_all_who_counted_have_told_theirs_again() -> None:
     rate = Rate()
-    for second, total in enumerate((100, 200, 5)):
+    for second, total in enumerate((1000, 1010, 0, 700, 700, 1050)):
         rate.take(float(second), np.array([total]))
-    assert rate.per_s() is None
-    rate.take(3.0, np.array([15]))
+        if second > 1:
+            assert rate.per_s() is None, "what was counted long ago is no rate of now"
+    rate.take(2.0 + SETTLE_S, np.array([1080]))
+    rate.take(3.0 + SETTLE_S, np.array([1090]))
     assert rate.per_s() == pytest.approx([10.0])
 
 
