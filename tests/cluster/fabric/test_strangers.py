@@ -285,7 +285,8 @@ def test_a_recorded_handshake_opens_no_connection_to_the_same_server() -> None:
             wire.send = record  # type: ignore[method-assign, assignment]
             wire.join()
         with wired(server) as thief:
-            for data in recorded:
+            # Its last word is empty, and comes when the server may have hung up.
+            for data in filter(None, recorded):
                 thief.send([data])
             said = thief.read_to_end()
         assert [frame.kind for frame in said] == [Kind.CHALLENGE, Kind.REFUSED]
