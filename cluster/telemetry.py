@@ -48,13 +48,13 @@ def traceparent(span: Span) -> str:
     return f"00-{at.trace_id:032x}-{at.span_id:016x}-01" if at.trace_flags.sampled else ""
 
 
-def parent(header: str | None, state: str | None = None) -> Context:
-    """The context that a `traceparent` header, and a `tracestate`, give; one without a span where it is malformed."""
+def parent(header: str | None) -> Context:
+    """The context that a `traceparent` header gives; one without a span where it is malformed."""
     from opentelemetry.context import Context
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     # An explicit empty context: what Ray or a library made current in this thread is no parent of ours.
-    carrier = {name: value for name, value in (("traceparent", header), ("tracestate", state)) if value}
+    carrier = {"traceparent": header} if header else {}
     return TraceContextTextMapPropagator().extract(carrier, Context())
 
 
