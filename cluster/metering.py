@@ -68,7 +68,7 @@ class Meter:
 
 
 class RayInstruments:
-    """Through `ray.serve.metrics`: to Ray's Prometheus endpoint and its dashboard. Instruments are made when first used."""
+    """Through `ray.serve.metrics`, to Ray's Prometheus endpoint. Instruments are made when first used."""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
