@@ -14,7 +14,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from cluster.metrics import Metric
 
@@ -65,35 +65,6 @@ class Meter:
     def observe(self, metric: Metric, value: float, **labels: str) -> None:
         """One more value of a histogram."""
         self._instruments.observe(metric, value, labels)
-
-
-class RayInstruments:
-    """Through `ray.serve.metrics`, to Ray's Prometheus endpoint. Instruments are made when first used."""
-
-    def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
-
-    def add(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        self._instrument(metric).inc(value, dict(labels))
-
-    def set(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        self._instrument(metric).set(value, dict(labels))
-
-    def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        self._instrument(metric).observe(value, dict(labels))
-
-    def _instrument(self, metric: Metric) -> Any:
-        made = self._made.get(metric.name)
-        if made is None:
-            from ray.serve import metrics
-
-            about = {"description": metric.meaning, "tag_keys": metric.labels}
-            if metric.kind == "histogram":
-                made = metrics.Histogram(metric.name, boundaries=list(metric.buckets), **about)
-            else:
-                made = (metrics.Counter if metric.kind == "counter" else metrics.Gauge)(metric.name, **about)
-            self._made[metric.name] = made
-        return made
 
 
 Source = Callable[[Meter], None]
