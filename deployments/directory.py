@@ -35,8 +35,6 @@ EXPIRY_PERIOD_S = 0.5
     max_ongoing_requests=1000,
     graceful_shutdown_timeout_s=1,
     graceful_shutdown_wait_loop_s=0.1,
-    # A heartbeat a second from everybody would drown the lines a person looks for.
-    logging_config={"enable_access_log": False},
 )
 class Directory:
     """Membership, long-polled by routers; the source of `/v1/cluster` and `/health`.
@@ -45,7 +43,8 @@ class Directory:
     """
 
     def __init__(self, model: str, digest: str, placement: Placement, experts: ExpertsSpec) -> None:
-        log_through_serve()
+        # A heartbeat a second from everybody would drown the lines a person looks for.
+        log_through_serve(access=False)
         facts = cluster_facts(model, digest, placement, experts)
         self._core = DirectoryCore(facts, incarnation=secrets.token_hex(8), clock=time.monotonic)
         self._expiry: asyncio.Task[None] | None = None

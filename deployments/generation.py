@@ -57,6 +57,7 @@ class GenerationRequest:
     show_experts: whether chunks are to say which experts their tokens went to.
     trace: the `traceparent` of the span that this belongs to; "" where it is not traced.
     accepted: part of what was accepted already, a resume or one more prompt of the same HTTP request: it may wait.
+    x_request_id: of the HTTP request it is part of, for lines of the log; many may have the same, "" is none.
     """
 
     request_id: str
@@ -70,6 +71,7 @@ class GenerationRequest:
     accepted: bool = False
     show_experts: bool = False
     trace: str = ""
+    x_request_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from starlette.routing import BaseRoute, Route
 
 from cluster.errors import RequestError
 from deployments.generation import GenerationRequest, SamplingParams
+from deployments.ingress.account import Label
 from deployments.ingress.choices import Delta
 from deployments.ingress.dashboard import page
 from deployments.ingress.deadlines import Deadline
@@ -35,6 +36,7 @@ from deployments.ingress.live import LONGEST_S, Live
 from deployments.ingress.openapi import document
 from deployments.ingress.parsing import check_headers, parse_body, read_body
 from deployments.ingress.prompts import chat_prompt, completion_prompts, count_prompts
+from deployments.ingress.request_ids import RequestIds, request_id
 from deployments.ingress.responses import Answer, ChatAnswer, TextAnswer, join
 from deployments.ingress.schemas import ChatBody, CompletionBody
 from deployments.ingress.service import Service
@@ -52,8 +54,8 @@ Asked = TypeVar("Asked", ChatBody, CompletionBody)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(service: Service) -> FastAPI:
-    """The ASGI application over `service`."""
+def create_app(service: Service, *, proxied: bool = False) -> FastAPI:
+    """The ASGI application over `service`. proxied: behind Serve's proxy, which puts the request's id on answers."""
     api = _Api(service)
     routes: list[BaseRoute] = [
         Route("/v1/chat/completions", _answering(api.chat), methods=["POST"]),
@@ -72,6 +74,7 @@ def create_app(service: Service) -> FastAPI:
     # Our own description instead of FastAPI's, and no interactive pages: they load scripts from other hosts.
     app = FastAPI(title="ExpertScale", routes=routes, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(RequestIds, tell=not proxied)
     return app
 
 
@@ -167,15 +170,16 @@ class _Api:
             id, int(time.time()), service.model, service.tokenizer, logprobs=body.alternatives is not None, usage=usage
         )
         traced = tracing(service.tracer, request.headers, model=service.model.name, id=id, chat=chat)
+        label = Label("chat" if chat else "completions", id, request_id(request.headers), bool(body.stream))
         generation = traced(
             service.router,
-            asking(request.headers, _requests(id, body, sampling, prompts, service, deadline)),
+            asking(request.headers, _requests(label, body, sampling, prompts, service, deadline)),
             session_id=_session_id(request, body),
             tokenizer=service.tokenizer,
             stops=body.stop or (),
             deadline=deadline,
+            label=label,
         )
-        headers = {"x-request-id": id}
         streaming = False
         try:
             if not body.stream:
@@ -183,20 +187,20 @@ class _Api:
                 answer.by(generation.digest)
                 whole = with_experts(answer.complete(deltas, generation.usage()), deltas)
                 content = whole.model_dump_json(exclude_unset=True)
-                return Response(content, media_type="application/json", headers=headers)
+                return Response(content, media_type="application/json")
             # The status is sent with the first token: what fails before it fails with a status of its own.
             first = await while_connected(request.receive, generation.next())
             streaming = True
             lease.keep()
-            events = _events(generation, first, answer, usage)
-            return EventStream(events, partial(_end, generation, lease), headers, deadline.gone_s + LAST_WORDS_S)
+            events = _events(generation, first, answer, usage, label.request_id)
+            return EventStream(events, partial(_end, generation, lease), {}, deadline.gone_s + LAST_WORDS_S)
         finally:
             if not streaming:
                 await _end(generation, lease)
 
 
 def _requests(
-    id: str,
+    label: Label,
     body: ChatBody | CompletionBody,
     sampling: SamplingParams,
     prompts: Sequence[tuple[str, tuple[int, ...]]],
@@ -207,7 +211,7 @@ def _requests(
     prompts would get equal answers."""
     return [
         GenerationRequest(
-            request_id=f"{id}-{i}",
+            request_id=f"{label.id}-{i}",
             tokens=tokens,
             sampling=replace(
                 sampling,
@@ -218,6 +222,7 @@ def _requests(
             timeout_s=deadline.left_s(),
             # The first one speaks for all: else more prompts than a router has places would never be let in.
             accepted=i > 0,
+            x_request_id=label.request_id,
         )
         for i, (param, tokens) in enumerate(prompts)
     ]
@@ -233,7 +238,7 @@ async def _end(generation: Generation, lease: Lease) -> None:
 
 
 async def _events(
-    generation: Generation, delta: Delta | None, answer: Answer, usage: bool
+    generation: Generation, delta: Delta | None, answer: Answer, usage: bool, request_id: str
 ) -> AsyncGenerator[bytes, None]:
     """The body of a streamed answer, beginning with the delta that was waited for."""
     answer.by(generation.digest)
@@ -250,7 +255,7 @@ async def _events(
     except ClientGoneError:
         raise  # nobody is there to be told
     except Exception as error:  # the status is long sent: the error becomes the last event
-        yield event(error_object(error))
+        yield event(error_object(error, request_id))
         return
     yield DONE
 
@@ -273,10 +278,10 @@ def _answering(handler: Handler) -> Handler:
         except (ClientGoneError, ClientDisconnect):
             return Response(status_code=499)
         except Exception as error:
-            return error_response(error)
+            return error_response(error, request_id(request.headers))
 
     return answer
 
 
-async def _http_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
-    return error_response(error)
+async def _http_error(request: Request, error: Exception) -> Response:
+    return error_response(error, request_id(request.headers))

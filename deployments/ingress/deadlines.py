@@ -26,12 +26,13 @@ HEADER_MARGIN_S = 0.5
 class Deadline:
     """Made when a request arrives; times are of the running event loop.
 
-    timeout_s: what was asked for, or allowed. at_s: when the work ends. gone_s: when the waiting ends.
+    started_s: when it was made. timeout_s: what was asked for, or allowed. at_s: when the work ends. gone_s: when the
+    waiting ends.
     """
 
     def __init__(self, headers: Mapping[str, str], limit_s: float) -> None:
         """Raises RequestError: the header holds no number of seconds."""
-        self._started_s = asyncio.get_running_loop().time()
+        self.started_s = asyncio.get_running_loop().time()
         self.timeout_s = limit_s
         self._work_s = limit_s
         header_s = header_timeout_s(headers)
@@ -48,7 +49,7 @@ class Deadline:
     @property
     def at_s(self) -> float:
         """When router and experts stop."""
-        return self._started_s + self._work_s
+        return self.started_s + self._work_s
 
     @property
     def gone_s(self) -> float:

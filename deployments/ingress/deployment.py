@@ -46,7 +46,7 @@ class Ingress:
         """Serve's hook: the ASGI app, made once the replica is."""
         from deployments.ingress.api import create_app
 
-        return create_app(self._service)
+        return create_app(self._service, proxied=True)
 
 
 async def _listening_host() -> str | None:

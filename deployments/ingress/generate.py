@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.errors import DeadlineError, EngineError, RouterStoppingError
+from cluster.serve_logging import about
 from deployments.generation import GenerationRequest, TokenChunk
 from deployments.ingress.chat import ChatTokenizer
 from deployments.ingress.choices import Choice, Delta
@@ -116,7 +117,7 @@ class Generation:
             self.digest = self.digest or chunk.digest
             delta = self.choices[prompt * self._n + chunk.choice].push(chunk)
             if any(choice.stopped_here for choice in self._of(prompt)) and self._done(prompt):
-                await _close(self._streams[prompt])
+                await self._close(self._streams[prompt])
             else:
                 self._fresh.append(prompt)
             return delta if chunk.experts is None else replace(delta, experts=chunk.experts)
@@ -152,18 +153,19 @@ class Generation:
 
     async def _ask_again(self, prompt: int) -> None:
         """Instead of what another model began: all of the prompt, of the model that the others have."""
-        await _close(self._streams[prompt])
+        await self._close(self._streams[prompt])
         if prompt in self._asked_again:
             raise RouterStoppingError("The model was replaced while this request began; try again.")
         self._asked_again.add(prompt)
         request = self._requests[prompt]
-        log.info("another model began to answer %s, it is asked again", request.request_id)
+        log.info("another model began to answer %s, it is asked again", request.request_id, extra=self._about())
         self._streams[prompt] = self._router.generate(self._pinned(request, "again"), self._session_id)
         self._fresh.append(prompt)
 
     async def _begin_anew(self, digest: str) -> None:
         """All prompts once more, of the model that has replaced the first one."""
-        log.info("the model that began %s has gone, the other one begins anew", self._requests[0].request_id)
+        first = self._requests[0].request_id
+        log.info("the model that began %s has gone, the other one begins anew", first, extra=self._about())
         await self._close_all()
         self._anew, self.digest = True, digest
         self._asked_again.clear()
@@ -184,6 +186,9 @@ class Generation:
             accepted=True,
         )
 
+    def _about(self) -> dict[str, object]:
+        return about(self._requests[0].x_request_id)
+
     def _make_choices(self) -> list[Choice]:
         return [Choice(i, self._tokenizer, self._stops) for i in range(len(self._requests) * self._n)]
 
@@ -199,15 +204,14 @@ class Generation:
         for task in self._waits:
             task.cancel()
         await asyncio.gather(*self._waits, *(task for _, task in self._arrived), return_exceptions=True)
-        await asyncio.gather(*(_close(stream) for stream in self._streams))
+        await asyncio.gather(*(self._close(stream) for stream in self._streams))
+
+    async def _close(self, stream: AsyncGenerator[TokenChunk, None]) -> None:
+        try:
+            await stream.aclose()
+        except Exception:
+            log.warning("a router stream did not close cleanly", exc_info=True, extra=self._about())
 
 
 async def _pull(stream: AsyncGenerator[TokenChunk, None]) -> TokenChunk | None:
     return await anext(stream, None)
-
-
-async def _close(stream: AsyncGenerator[TokenChunk, None]) -> None:
-    try:
-        await stream.aclose()
-    except Exception:
-        log.warning("a router stream did not close cleanly", exc_info=True)

@@ -13,6 +13,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from cluster.errors import ExpertScaleError, OverloadedError, RouterStoppingError
+from cluster.serve_logging import about
 from deployments.directory_client import ClusterReader
 from deployments.generation import GenerationRequest, Pulse, TokenChunk
 from deployments.ingress.clients import Health
@@ -66,7 +67,7 @@ class RouterHandle:
             ended = True
             if isinstance(error, ActorDiedError | ActorUnavailableError):
                 self._avoid(request.request_id)
-            raise translated(error) from None
+            raise translated(error, request.x_request_id) from None
         finally:
             self._whereabouts.withdraw(request.request_id)
             if not ended:
@@ -143,8 +144,11 @@ class DirectoryCluster:
         return await self._reader.loads()
 
 
-def translated(error: Exception) -> Exception:
-    """The error a client should see for what a call to a router raised; unknown ones stay as they are."""
+def translated(error: Exception, request_id: str = "") -> Exception:
+    """The error a client should see for what a call to a router raised; unknown ones stay as they are.
+
+    request_id: `x-request-id`, for the log.
+    """
     if isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         # Ray wraps what the router raised in a class of its own making.
         error = error.cause
@@ -153,6 +157,6 @@ def translated(error: Exception) -> Exception:
     if isinstance(error, BackPressureError):
         return OverloadedError("Every router is busy and the queue is full; try again in a moment.")
     if isinstance(error, (ActorDiedError, ActorUnavailableError, DeploymentUnavailableError)):
-        logger.warning("a router went away in the middle of a request: %s", error)
+        logger.warning("a router went away in the middle of a request: %s", error, extra=about(request_id))
         return RouterStoppingError("The router that worked on this request went away; try again.")
     return error

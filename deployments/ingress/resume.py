@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 
 from cluster.errors import DeadlineError, OverloadedError, RouterStoppingError
+from cluster.serve_logging import about
 from deployments.generation import GenerationRequest, TokenChunk
 from deployments.ingress.clients import RouterClient
 from deployments.ingress.errors import ClientGoneError
@@ -58,7 +59,11 @@ class ResumingRouter:
                     losses += 1
                     if losses == ATTEMPTS:
                         raise
-                    logger.warning("a router went away; request %s goes on elsewhere", request.request_id)
+                    logger.warning(
+                        "a router went away; request %s goes on elsewhere",
+                        request.request_id,
+                        extra=about(request.x_request_id),
+                    )
                 except OverloadedError:
                     # A request that was accepted once is not turned away: it asks until there is room.
                     if not losses:

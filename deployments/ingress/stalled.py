@@ -2,9 +2,7 @@
 
 While a client does not read, the proxy asks the Ingress for no more. Without this it would wait for ever: engine and
 key are free when the request has ended, but what is not read, and with it a place of the Ingress, stay held.
-Serve calls `middlewares` in every proxy where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it (`serve.env`).
-
-Imported by processes that serve no model: keep it light. Knows nothing of requests.
+Imported by processes that serve no model (`proxy.py`): keep it light. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ import logging
 import os
 from typing import Any
 
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger("ray.serve")  # the proxy's own log
@@ -23,20 +20,20 @@ STALLED_S = 30.0
 VARIABLE = "EXPERTSCALE_STALLED_S"
 
 
-def middlewares() -> list[Middleware]:
-    """What Serve wraps its proxy's application in; the last one stands next to the socket.
+def stalled_s() -> float:
+    """Seconds a client may let a message wait: `VARIABLE` of the environment, else `STALLED_S`.
 
     Raises:
-        ValueError: `VARIABLE` holds no positive number of seconds.
+        ValueError: it holds no positive number.
     """
     text = os.environ.get(VARIABLE, str(STALLED_S))
     try:
-        stalled_s = float(text)
+        seconds = float(text)
     except ValueError:
-        stalled_s = 0.0
-    if not 0 < stalled_s < float("inf"):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
         raise ValueError(f"The variable {VARIABLE} should be a number of seconds above 0, not {text[:40]!r}.")
-    return [Middleware(CutOff, stalled_s=stalled_s)]
+    return seconds
 
 
 class CutOff:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.telemetry import parent, traceparent
 from deployments.generation import GenerationRequest
+from deployments.ingress.account import AccountedGeneration
 from deployments.ingress.choices import Delta
 from deployments.ingress.clients import RouterClient
-from deployments.ingress.generate import Generation
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 def tracing(
     tracer: Tracer | None, headers: Mapping[str, str], *, model: str, id: str, chat: bool
-) -> Callable[..., Generation]:
+) -> Callable[..., AccountedGeneration]:
     """What makes the `Generation` of a request: the class itself where traces are off."""
-    return Generation if tracer is None else partial(TracedGeneration, tracer, headers, model, id, chat)
+    return AccountedGeneration if tracer is None else partial(TracedGeneration, tracer, headers, model, id, chat)
 
 
-class TracedGeneration(Generation):
+class TracedGeneration(AccountedGeneration):
     """A `Generation` with a span from its making to its end. Its requests carry the span to the routers."""
 
     def __init__(
@@ -55,6 +55,7 @@ class TracedGeneration(Generation):
             "gen_ai.request.max_tokens": requests[0].sampling.max_tokens,
             "gen_ai.request.temperature": requests[0].sampling.temperature,
             "gen_ai.request.choice.count": requests[0].sampling.n,
+            "expertscale.request_id": requests[0].x_request_id,
         }
         context = parent(headers.get("traceparent"))
         self._span = tracer.start_span(f"{operation} {model}", context, SpanKind.SERVER, attributes)

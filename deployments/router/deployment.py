@@ -38,8 +38,7 @@ def _resource(id: str, blueprint: Blueprint) -> dict[str, str]:
     return {"service.instance.id": id, "expertscale.digest": blueprint.digest.hex()}
 
 
-# The Ingress logs every request already.
-@serve.deployment(name="Router", logging_config={"enable_access_log": False})
+@serve.deployment(name="Router")
 class Router:
     """Generates tokens: streams `TokenChunk`s and signs of life for a `GenerationRequest`, raises errors of
     `cluster.errors`."""
@@ -47,7 +46,7 @@ class Router:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, args: AppConfig, blueprint: Blueprint, directory: DeploymentHandle
     ) -> None:
-        log_through_serve()
+        log_through_serve(access=False)  # the Ingress logs every request already
         # torch and transformers: only replicas pay for the import, not the process that builds the application.
         from deployments.router.load import LoadMeter, LoadReporter
         from deployments.router.runtime import RouterRuntime

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from cluster.errors import DeadlineError, EngineError, ExpertScaleError, RouterStoppingError
+from cluster.serve_logging import about
 from deployments.generation import GenerationRequest, TokenChunk
 from deployments.router.admission import Admission
 from deployments.router.experts_used import ExpertRecord
@@ -249,7 +250,7 @@ class Engine:
                 self.turn()
             except Exception as error:
                 # A defect of the engine itself. Everybody learns of it, and later requests get their chance.
-                logger.exception("the engine failed outside a step")
+                logger.exception("the engine failed outside a step", extra=_about(self._owner.values()))
                 self._fail_all(EngineError(f"The engine failed: {type(error).__name__}."))
 
     def _await_work(self) -> bool:
@@ -282,10 +283,15 @@ class Engine:
         try:
             outcomes = self._run(plan)
         except Exception as error:
-            if not isinstance(error, ExpertScaleError):
-                logger.exception("a step of %d tokens failed", len(plan.step.tokens))
+            owners = dict.fromkeys(self._owner[sequence] for sequence in plan.sequences)
+            ids = ", ".join(owner.request.request_id for owner in owners)
+            if isinstance(error, ExpertScaleError):
+                logger.warning("a step failed, and with it %s: %s", ids, error, extra=_about(owners))
+            else:
+                what = "a step of %d tokens failed, and with it %s"
+                logger.exception(what, len(plan.step.tokens), ids, extra=_about(owners))
                 error = EngineError(f"A step failed: {type(error).__name__}.")
-            for live in dict.fromkeys(self._owner[sequence] for sequence in plan.sequences):
+            for live in owners:
                 self._fail(live, error)
             return
         now = self._clock()
@@ -338,7 +344,8 @@ class Engine:
         try:
             live.emit(item)
         except Exception:
-            logger.exception("the consumer of request %s failed; it is dropped", live.request.request_id)
+            what = "the consumer of request %s failed; it is dropped"
+            logger.exception(what, live.request.request_id, extra=_about([live]))
             self._remove(live)
 
     def _remove(self, live: _Live, *, forget: bool = False) -> bool:
@@ -371,3 +378,8 @@ class Engine:
                 self._emit(live, copy.copy(error))
         for live in owners:
             self._release(live.sequences)
+
+
+def _about(owners: Iterable[_Live]) -> dict[str, object]:
+    """The HTTP requests of `owners`, for a line of the log: this thread is no task of theirs."""
+    return about(*(owner.request.x_request_id for owner in owners))

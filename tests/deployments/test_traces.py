@@ -14,7 +14,7 @@ import pytest
 from cluster import telemetry
 from cluster.errors import EngineError
 from deployments.generation import GenerationRequest, TokenChunk
-from deployments.ingress.generate import Generation
+from deployments.ingress.account import AccountedGeneration
 from deployments.ingress.tracing import tracing
 from deployments.router.engine import Engine
 from deployments.router.outbox import generate
@@ -122,8 +122,9 @@ def test_the_root_says_what_was_asked_and_used_and_never_the_prompt(monkeypatch:
         assert said.keys() == {
             "operation.name", "provider.name", "request.model", "response.model", "response.id", "request.max_tokens",
             "request.temperature", "request.choice.count", "usage.input_tokens", "usage.output_tokens",
-            "response.finish_reasons",
+            "response.finish_reasons", "expertscale.request_id",
         }  # fmt: skip
+        assert said["expertscale.request_id"] == response.headers["x-request-id"]
 
 
 def test_traced_requests_of_one_step_are_linked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +192,7 @@ def test_traces_are_off_without_an_endpoint_that_can_be_used(environ: dict[str, 
 
 
 def test_off_is_the_plain_generation() -> None:
-    assert tracing(None, {}, model="demo", id="i", chat=True) is Generation
+    assert tracing(None, {}, model="demo", id="i", chat=True) is AccountedGeneration
 
 
 def test_the_first_steps_and_then_some_are_sampled() -> None:

@@ -86,7 +86,8 @@ class Watch(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
+        # With everything a JSON log would show of it.
+        self.lines.append(f"{self.format(record)} {vars(record)}")
 
 
 @pytest.fixture

@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 import uvicorn
-from ray.serve._private import http_util
 
-from deployments.ingress.stalled import STALLED_S, VARIABLE, CutOff, middlewares
-from deployments.launch import serve_environment
+from deployments.ingress.stalled import VARIABLE, CutOff, stalled_s
 
 STALL_S = 0.3
 PIECE = b"x" * 65536
@@ -107,15 +105,8 @@ def test_a_client_that_waits_for_the_server_is_not_stalled() -> None:
     assert b" 200 " in asyncio.run(story())
 
 
-def test_serve_finds_it_where_serve_env_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = serve_environment()["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
-    monkeypatch.setattr(http_util, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", path)
-    [made] = http_util.configure_http_middlewares(http_util.HTTPOptions(middlewares=[])).middlewares
-    assert (made.cls, made.kwargs) == (CutOff, {"stalled_s": STALLED_S})
-
-
 @pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "soon"])
 def test_a_time_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, text)
     with pytest.raises(ValueError, match=VARIABLE):
-        middlewares()
+        stalled_s()

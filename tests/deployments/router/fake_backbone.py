@@ -109,7 +109,8 @@ def make_request(
     tokens: list[int], request_id: str = "r", prompt_tokens: int | None = None, **sampling: object
 ) -> GenerationRequest:
     """A greedy request of 8 tokens unless told otherwise; request fields by name, the rest is sampling."""
-    fields = {key: sampling.pop(key) for key in ("timeout_s", "choice", "accepted", "show_experts") if key in sampling}
+    names = ("timeout_s", "choice", "accepted", "show_experts", "x_request_id")
+    fields = {key: sampling.pop(key) for key in names if key in sampling}
     params = SamplingParams(**({"max_tokens": 8, "seed": 0, "temperature": 0.0} | sampling))  # type: ignore[arg-type]
     prompt = len(tokens) if prompt_tokens is None else prompt_tokens
     return GenerationRequest(request_id, tuple(tokens), params, prompt, **fields)  # type: ignore[arg-type]

@@ -169,6 +169,26 @@ def test_a_failed_step_fails_its_requests_only_and_the_engine_goes_on(caplog: py
     assert "a step of 2 tokens failed" in caplog.text
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError(), ExpertsUnavailableError("experts-0 is missing")])
+def test_a_failed_step_is_logged_under_the_ids_of_its_requests(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = FakeBackbone()
+    engine = make_engine(backbone)
+    for request_id, said in (("a-0", "one"), ("a-1", "one"), ("b-0", "two")):
+        submit(engine, make_request([5], request_id, x_request_id=said))
+
+    def fail(_: StepInput) -> None:
+        raise error
+
+    backbone.before_forward = fail
+    with caplog.at_level(logging.WARNING):
+        run_until_idle(engine)
+    [record] = [record for record in caplog.records if "failed" in record.getMessage()]
+    assert "a-0, a-1, b-0" in record.getMessage()
+    assert vars(record)["request_ids"] == ["one", "two"]
+
+
 def test_unavailable_experts_fail_the_step_with_that_error() -> None:
     backbone = FakeBackbone()
     engine = make_engine(backbone)
@@ -311,12 +331,14 @@ def test_a_consumer_that_raises_loses_its_request_only(caplog: pytest.LogCapture
     def broken(_: object) -> None:
         raise OSError("gone")
 
-    engine.submit(make_request([1], "broken"), broken)
+    engine.submit(make_request([1], "broken", x_request_id="given"), broken)
     inbox = submit(engine, make_request([2], "fine"))
     with caplog.at_level(logging.ERROR):
         run_until_idle(engine)
     assert inbox.result == expected(make_request([2]), backbone)
-    assert "broken" in caplog.text
+    [record] = caplog.records
+    assert "broken" in record.getMessage()
+    assert vars(record)["request_id"] == "given"
 
 
 def test_stop_fails_what_is_left_and_refuses_what_comes() -> None:
