@@ -7,6 +7,7 @@ Knows the outer shape of the file (Serve's own schema is checked by Serve's own 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from cluster.errors import ConfigError
 IMPORT_PATH = "deployments.app:build"
 HOST = "127.0.0.1"
 """Where `make serve` listens unless the file names a host."""
+ENCODING_VARIABLE = "RAY_SERVE_LOG_ENCODING"
+ENCODINGS = ("TEXT", "JSON")
+"""How lines of log files are written; text unless told otherwise. Ray's names, and its variable, which goes before the
+file's `logging_config`."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,32 @@ class ConfigFile:
     document: dict[str, Any]
     args: AppConfig
 
-    def derived(self, port: int) -> str:
-        """The YAML text that is run: HTTP on loopback at `port` unless the file itself names a host."""
+    def encoding(self, environ: Mapping[str, str]) -> str:
+        """How log files are written: as `environ` says, else as the file's outer `logging_config` does.
+
+        Raises:
+            ConfigError: the variable holds another word.
+        """
+        said = environ.get(ENCODING_VARIABLE) or (self.document.get("logging_config") or {}).get(
+            "encoding", ENCODINGS[0]
+        )
+        if said not in ENCODINGS:
+            raise ConfigError(f"{ENCODING_VARIABLE}: the value {said!r} is not allowed: use {' or '.join(ENCODINGS)}.")
+        return str(said)
+
+    def derived(self, port: int, encoding: str) -> str:
+        """The YAML text that is run: HTTP on loopback at `port` unless the file itself names a host.
+
+        encoding: of all log files. It is set wherever Serve would otherwise take another one.
+        """
         document = copy.deepcopy(self.document)
         http = document.setdefault("http_options", {})
         http.setdefault("host", HOST)
         http["port"] = port
+        [application] = document["applications"]
+        for each in (document, application, *(application.get("deployments") or [])):
+            if each.get("logging_config") is not None or (each is document and encoding != ENCODINGS[0]):
+                each["logging_config"] = {**(each.get("logging_config") or {}), "encoding": encoding}
         return yaml.safe_dump(document, sort_keys=False)
 
     @property

@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from cluster.config import project_root
+from cluster.errors import ConfigError
 from cluster.keys import new_key
 from deployments import config_file
 from deployments.config_file import ConfigFile
@@ -52,10 +53,15 @@ def main(arguments: list[str]) -> int:
         )
         return 1
     file = config_file.read(options.config)
+    try:
+        encoding = file.encoding(os.environ)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
     derived = project_root() / ".expertscale" / f"serve-{options.port}.yaml"
     derived.parent.mkdir(parents=True, exist_ok=True)
-    derived.write_text(file.derived(options.port))
-    return _run(derived, options.port, file)
+    derived.write_text(file.derived(options.port, encoding))
+    return _run(derived, options.port, file, encoding)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -80,13 +86,13 @@ def _port_is_free(port: int) -> bool:
     return True
 
 
-def _run(derived: Path, port: int, file: ConfigFile) -> int:
+def _run(derived: Path, port: int, file: ConfigFile, encoding: str) -> int:
     _adopt_orphans()
     stop, failed = threading.Event(), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda _number, _frame: stop.set())
-    command = [str(Path(sys.executable).with_name("serve")), "run", str(derived)]
-    environment = {**serve_environment(), **os.environ}
+    command = [sys.executable, "-m", "deployments.serve_run", "run", str(derived)]
+    environment = {**serve_environment(), **os.environ, config_file.ENCODING_VARIABLE: encoding}
     gone = recorded_cluster_that_is_gone()
     if gone is not None and "RAY_ADDRESS" not in environment:
         print(f"The Ray cluster that {_record()} names, {gone}, does not answer; starting one of our own.", flush=True)

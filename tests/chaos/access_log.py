@@ -26,7 +26,7 @@ class AccessLog:
     """
 
     def __init__(self, root: psutil.Process) -> None:
-        self._folder = _session_folder(root) / "logs" / "serve"
+        self._folder = serve_logs(root)
 
     def statuses(self) -> dict[str, list[str]]:
         """Request id -> the statuses its requests were answered with: one where everything is in order."""
@@ -59,6 +59,11 @@ def contradictions(told: Mapping[str, str], logged: Mapping[str, list[str]]) -> 
         elif status and lines != [status]:
             found.append(f"{id} was answered with {status} says its client, with {lines[0]} says the server")
     return found
+
+
+def serve_logs(root: psutil.Process) -> Path:
+    """The folder of Serve's log files, of what runs below `root`. Raises as `AccessLog`."""
+    return _session_folder(root) / "logs" / "serve"
 
 
 def _session_folder(root: psutil.Process) -> Path:

@@ -6,8 +6,13 @@ import socket
 from pathlib import Path
 
 import pytest
+import yaml
 
-from deployments.launch import recorded_cluster_that_is_gone, serve_environment
+from deployments import config_file
+from deployments.launch import main, recorded_cluster_that_is_gone, serve_environment
+from tests.serving import ROOT, free_port
+
+DEMO = ROOT / "deployments" / "configs" / "demo.yaml"
 
 
 def test_the_variables_of_serve_env_are_those_that_serve_reads() -> None:
@@ -43,3 +48,46 @@ def test_the_record_is_where_ray_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     assert str(launch._record()) == get_ray_address_file(None)
+
+
+def test_the_variable_is_one_that_ray_names() -> None:
+    from ray.serve import schema
+
+    assert config_file.ENCODING_VARIABLE in vars(schema)
+    assert set(config_file.ENCODINGS) == {each.value for each in schema.EncodingType}
+
+
+@pytest.mark.parametrize(
+    ("variable", "config", "expected"),
+    [
+        (None, {}, "TEXT"),
+        (None, {"encoding": "JSON"}, "JSON"),
+        ("JSON", {}, "JSON"),
+        ("TEXT", {"encoding": "JSON"}, "TEXT"),
+        ("", {"encoding": "JSON"}, "JSON"),
+    ],
+)
+def test_the_variable_goes_before_the_config_and_reaches_all_of_it(
+    variable: str | None, config: dict[str, str], expected: str
+) -> None:
+    demo = config_file.read(DEMO)
+    assert "logging_config" not in yaml.safe_load(demo.derived(8000, "TEXT"))
+    [application] = demo.document["applications"]
+    own = {"name": "Router", "logging_config": {"log_level": "DEBUG", "encoding": "TEXT"}}
+    document = {**demo.document, "applications": [{**application, "deployments": [own]}], "logging_config": config}
+    file = config_file.ConfigFile(DEMO, document, demo.args)
+    encoding = file.encoding({} if variable is None else {config_file.ENCODING_VARIABLE: variable})
+    assert encoding == expected
+    derived = yaml.safe_load(file.derived(8000, encoding))
+    assert derived.get("logging_config", {"encoding": "TEXT"}) == {"encoding": expected}
+    [router] = derived["applications"][0]["deployments"]
+    assert router["logging_config"] == {"log_level": "DEBUG", "encoding": expected}
+    assert document["logging_config"] == config
+
+
+def test_another_encoding_is_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(config_file.ENCODING_VARIABLE, "json")
+    assert main([str(DEMO), "--port", str(free_port())]) == 1
+    assert capsys.readouterr().err == "RAY_SERVE_LOG_ENCODING: the value 'json' is not allowed: use TEXT or JSON.\n"
