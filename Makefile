@@ -14,7 +14,7 @@ export $(shell sed -n 's/^\([A-Z_]*\)=.*/\1/p' threads.env)
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup programs serve test test-steady test-head soak bench bench-smoke check audit format
+.PHONY: setup programs serve test test-steady test-head soak bench bench-smoke check audit format metrics
 
 setup: $(VENV)/.done
 
@@ -30,7 +30,11 @@ test: setup programs
 
 # What tests drive besides Python; without it they skip.
 programs:
-	@sh infra/install-debian.sh chromium
+	@sh infra/install-debian.sh chromium prometheus
+
+# The table of all metrics, from cluster/metrics.py; a test says when it is out of date.
+metrics: setup
+	$(BIN)/python -m cluster.metrics >infra/prometheus/METRICS.md
 
 # Three minutes at each level of steady load instead of one; nothing else may use the machine meanwhile.
 test-steady: setup

@@ -27,6 +27,9 @@ ExpertScaleError
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 
 class ExpertScaleError(Exception):
     """Base of every deliberate error. `status` is what HTTP clients see; `retryable` whether trying again can help."""
@@ -184,3 +187,33 @@ class ReplicaLostError(FabricError):
     """A connection broke, timed out or is draining: its rows must be sent elsewhere."""
 
     retryable = True
+
+
+UNFORESEEN = "unforeseen"
+
+
+def error_code(error: BaseException) -> str:
+    """The class of an error as metrics name it: `rate_limit` for a RateLimitError.
+
+    >>> error_code(RateLimitError("too often")), error_code(KeyError("x"))
+    ('rate_limit', 'unforeseen')
+    """
+    return _code(type(error)) if isinstance(error, ExpertScaleError) else UNFORESEEN
+
+
+def error_codes() -> list[str]:
+    """All that `error_code` can return."""
+    return [*(_code(kind) for kind in _tree(ExpertScaleError)), UNFORESEEN]
+
+
+def _tree(kind: type[ExpertScaleError]) -> Iterator[type[ExpertScaleError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        if child.__module__ == __name__:
+            yield from _tree(child)
+
+
+def _code(kind: type[ExpertScaleError]) -> str:
+    # The nearest class of this file: another file's own one is nobody's to know.
+    known = next(each for each in kind.__mro__ if each.__module__ == __name__)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", known.__name__.removesuffix("Error")).lower()

@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from cluster.metrics import Metric
+from cluster.metrics import MOST_OBSERVED, Metric
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ class Instruments(Protocol):
 
     def add(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
         """A counter rises by `value` > 0."""
+
+    def begin(self, metric: Metric, labels: Mapping[str, str]) -> None:
+        """A counter stands at 0: Prometheus sees its first rise only if it has seen it before."""
 
     def set(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
         """A gauge is `value` now."""
@@ -42,21 +45,26 @@ class Meter:
 
     def __init__(self, instruments: Instruments) -> None:
         self._instruments = instruments
-        self._totals: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._totals: dict[_Series, float] = {}
+        self._spreads: dict[_Series, _Spread] = {}
 
     def total(self, metric: Metric, value: float, **labels: str) -> None:
         """A counter stands at `value` by the sender's own count; what it has risen since the last time is published."""
-        key = (metric.name, tuple(sorted(labels.items())))
-        rise = value - self._totals.get(key, 0.0)
+        key = _series(metric, labels)
+        before = self._totals.get(key)
+        rise = value - (before or 0.0)
         if rise > 0:
             self._instruments.add(metric, rise, labels)
-        if rise:
-            self._totals[key] = value
+        elif before is None:
+            self._instruments.begin(metric, labels)
+        self._totals[key] = value
 
     def count(self, metric: Metric, by: float = 1.0, **labels: str) -> None:
-        """A counter rises."""
+        """A counter rises; by 0 it begins."""
         if by > 0:
             self._instruments.add(metric, by, labels)
+        else:
+            self._instruments.begin(metric, labels)
 
     def level(self, metric: Metric, value: float, **labels: str) -> None:
         """A gauge is at `value`."""
@@ -65,6 +73,51 @@ class Meter:
     def observe(self, metric: Metric, value: float, **labels: str) -> None:
         """One more value of a histogram."""
         self._instruments.observe(metric, value, labels)
+
+    def spread(self, metric: Metric, counts: Sequence[int], **labels: str) -> None:
+        """A histogram's values by the sender's own count, as of `Tally`, published as the middles of their buckets.
+
+        Of what has come since the last time about `MOST_OBSERVED` are published at most, of each bucket the same share.
+        """
+        key = _series(metric, labels)
+        spread = self._spreads.get(key)
+        if spread is None:
+            spread = self._spreads[key] = _Spread(len(counts))
+        for bucket, times in enumerate(spread.due(counts)):
+            for _ in range(times):
+                self._instruments.observe(metric, middle(metric, bucket), labels)
+
+
+_Series = tuple[str, tuple[tuple[str, str], ...]]
+
+
+def _series(metric: Metric, labels: Mapping[str, str]) -> _Series:
+    return metric.name, tuple(sorted(labels.items()))
+
+
+class _Spread:
+    """What of each bucket has been counted, and what part of a value is still owed."""
+
+    def __init__(self, buckets: int) -> None:
+        self._counted = [0] * buckets
+        self._owed = [0.0] * buckets
+
+    def due(self, counts: Sequence[int]) -> list[int]:
+        """How often each bucket is to be published now. What is cut off is carried over, so that rare values show."""
+        counted = list(counts)  # the sender goes on counting
+        new = [now - before for now, before in zip(counted, self._counted, strict=True)]
+        self._counted = counted
+        share = min(1.0, MOST_OBSERVED / max(1, sum(new)))
+        owed = [rest + share * each for rest, each in zip(self._owed, new, strict=True)]
+        due = [int(each + 1e-9) for each in owed]
+        self._owed = [each - whole for each, whole in zip(owed, due, strict=True)]
+        return due
+
+
+def middle(metric: Metric, bucket: int) -> float:
+    """A value for all those that fell into the bucket; above the last bound that times two, as Ray has it."""
+    bounds = (0.0, *metric.buckets, 3.0 * metric.buckets[-1])
+    return (bounds[bucket] + bounds[bucket + 1]) / 2
 
 
 Source = Callable[[Meter], None]

@@ -15,24 +15,32 @@ from cluster.metrics import Metric
 
 
 class RayInstruments:
-    """`Instruments` of Ray, each made when first used: a metric nobody counts is not exported."""
+    """`Instruments` of Ray, each made when first used: a metric nobody counts is not exported.
 
-    def __init__(self) -> None:
+    own: labels of every series, for a process that is no replica: in one Serve adds its own labels by itself.
+    """
+
+    def __init__(self, own: Mapping[str, str] | None = None) -> None:
+        self._own = dict(own or {})
         self._made: dict[str, Any] = {}
 
     def add(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        self._instrument(metric).inc(value, dict(labels))
+        self._instrument(metric).inc(value, {**self._own, **labels})
+
+    def begin(self, metric: Metric, labels: Mapping[str, str]) -> None:
+        # What `inc` calls once it has refused a 0. Private, as the pinned version has it; an e2e test sees the 0.
+        self._instrument(metric)._record(0.0, {**self._own, **labels})
 
     def set(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        self._instrument(metric).set(value, dict(labels))
+        self._instrument(metric).set(value, {**self._own, **labels})
 
     def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        self._instrument(metric).observe(value, dict(labels))
+        self._instrument(metric).observe(value, {**self._own, **labels})
 
     def _instrument(self, metric: Metric) -> Any:
         made = self._made.get(metric.name)
         if made is None:
-            about = {"description": metric.meaning, "tag_keys": metric.labels}
+            about = {"description": metric.meaning, "tag_keys": (*self._own, *metric.labels)}
             if metric.kind == "histogram":
                 made = metrics.Histogram(metric.name, boundaries=list(metric.buckets), **about)
             else:

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Install the Debian packages named as arguments, those whose program of the same name is missing, where we may.
-# Never fails: a test that needs a program which is not there skips, and says which.
+# Never fails: a test that needs a program which is not there skips, and says which. A service that comes with a package
+# is stopped and disabled: the tests start the program themselves.
 set -u
 missing=
 for package in "$@"; do
@@ -25,4 +26,13 @@ echo "Installing$missing (Debian packages) ..."
     timeout 300 $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } \
     >/dev/null 2>&1 ||
     echo "Could not be installed:$missing; the tests that need them are skipped." >&2
+for package in $missing; do
+    # Neither fails the whole: there may be no systemd, and no service of that name.
+    if [ -d /run/systemd/system ]; then
+        $as_root systemctl disable --now "$package" >/dev/null 2>&1
+    elif [ -x "/etc/init.d/$package" ]; then
+        $as_root "/etc/init.d/$package" stop >/dev/null 2>&1
+        $as_root update-rc.d "$package" disable >/dev/null 2>&1
+    fi
+done
 exit 0
