@@ -10,7 +10,7 @@
 {{- $_ := set $security "admin_keys_file" (printf "/etc/expertscale/admin-keys/%s" .key) -}}
 {{- end }}{{ end -}}
 {{- $args := dict "model" $model "security" $security -}}
-{{- $_ := set $args "experts" (merge (dict "host" "node") .Values.serve.experts) -}}
+{{- $_ := set $args "experts" (set (deepCopy .Values.serve.experts) "host" "node") -}}
 {{- with .Values.serve.router }}{{ $_ := set $args "router" . }}{{ end -}}
 {{- with .Values.serve.ingress }}{{ $_ := set $args "ingress" . }}{{ end -}}
 {{- $app := dict "name" .Values.serve.applicationName "route_prefix" "/" "import_path" "deployments.app:build" "args" $args -}}
