@@ -21,8 +21,7 @@ def fleet_of(config: AppConfig) -> Fleet:
             if experts.elastic:
                 units.append(unit)
             else:
-                count = experts.replicas_of(group) if pool == HOME_POOL else experts.pools[pool].replicas
-                fixed.append((unit, count))
+                fixed.append((unit, experts.replicas_of(group, pool)))
     routers = _unit(ROUTER, None, HOME_POOL, router.resources, None)
     if isinstance(router.replicas, int):
         fixed.append((routers, router.replicas))

@@ -63,12 +63,17 @@ def _kind(value: Any) -> str:
     return _BY_GROUP if isinstance(value, dict) else _ELASTIC if isinstance(value, str) else _COUNT
 
 
+def _count_kind(value: Any) -> str:
+    return _BY_GROUP if isinstance(value, dict) else _COUNT
+
+
 _Elastic = Annotated[Literal["elastic"], BeforeValidator(_elastic_only)]
 Replicas = Annotated[
-    Annotated[Positive, Tag(_COUNT)]
-    | Annotated[dict[str, Positive], Tag(_BY_GROUP)]
-    | Annotated[_Elastic, Tag(_ELASTIC)],
+    Annotated[Positive, Tag(_COUNT)] | Annotated[dict[str, Count], Tag(_BY_GROUP)] | Annotated[_Elastic, Tag(_ELASTIC)],
     Discriminator(_kind),
+]
+PoolReplicas = Annotated[
+    Annotated[Count, Tag(_COUNT)] | Annotated[dict[str, Count], Tag(_BY_GROUP)], Discriminator(_count_kind)
 ]
 RouterReplicas = Annotated[Annotated[Positive, Tag(_COUNT)] | Annotated[_Elastic, Tag(_ELASTIC)], Discriminator(_kind)]
 
@@ -147,18 +152,22 @@ class EmulateSpec(Spec):
 
 
 class PoolSpec(Spec):
-    """One kind of device on which every group may also run, as deployments `experts-N-POOL`."""
+    """One kind of device on which every group may also run, as deployments `experts-N-POOL`.
+
+    replicas: copies of every group in this pool, or per group by name; groups that are not named have none here.
+    """
 
     resources: ResourceSpec = ResourceSpec()
     emulate: EmulateSpec | None = None
-    replicas: Count = 0
+    replicas: PoolReplicas = 0
 
 
 class ExpertsSpec(Spec):
     """The expert groups and how rows reach them.
 
-    replicas: copies of every group in the default pool, or per group by name, or `elastic`: the policy file decides,
-        from one in the default pool and none in the others up to max_replicas_hard in each.
+    replicas: copies of every group in the default pool, or per group by name (one where it is not named, 0 where its
+        only replicas are in other pools), or `elastic`: the policy file decides, from one in the default pool and none
+        in the others up to max_replicas_hard in each.
     wait_s: how long a step waits for a missing group before its requests fail with 503.
     timeout_s: silence after which one batch of rows is sent to another replica.
     hedge_after: a batch that takes this many times the usual time is also sent to a second replica, and the first
@@ -191,19 +200,23 @@ class ExpertsSpec(Spec):
 
     @model_validator(mode="after")
     def _replicas_name_groups(self) -> ExpertsSpec:
-        if isinstance(self.replicas, dict):
-            for name in self.replicas:
+        keys = {HOME_POOL: "replicas", **{name: f"pools.{name}.replicas" for name in self.pools}}
+        asked = {HOME_POOL: self.replicas, **{name: pool.replicas for name, pool in self.pools.items()}}
+        for pool, key in keys.items():
+            for name in by_group if isinstance(by_group := asked[pool], dict) else ():
                 if name not in self.group_names:
                     raise ValueError(
-                        f"`replicas` names {name!r}, but the groups are experts-0 to experts-{self.groups - 1}"
+                        f"`{key}` names {name!r}, but the groups are experts-0 to experts-{self.groups - 1}"
                     )
         if self.elastic and any(pool.replicas for pool in self.pools.values()):
             raise ValueError("`replicas` is 'elastic', so no pool can have `replicas` of its own; leave them out")
-        counts = {"replicas": max(map(self.replicas_of, self.group_names))}
-        counts |= {f"pools.{name}.replicas": pool.replicas for name, pool in self.pools.items()}
-        for key, count in counts.items():
+        for pool, key in keys.items():
+            count = max(self.replicas_of(group, pool) for group in self.group_names)
             if count > self.max_replicas_hard:
                 raise ValueError(f"`{key}` is {count}; allowed: up to max_replicas_hard ({self.max_replicas_hard})")
+        for group in self.group_names:
+            if not any(self.replicas_of(group, pool) for pool in keys):
+                raise ValueError(f"{group!r} has no replica in any pool; allowed: at least one somewhere")
         return self
 
     @property
@@ -211,11 +224,13 @@ class ExpertsSpec(Spec):
         """`experts-0` ... in order of group index."""
         return tuple(f"experts-{index}" for index in range(self.groups))
 
-    def replicas_of(self, group: str) -> int:
-        """Copies of `group` in the default pool; where they are elastic, the fewest."""
-        if isinstance(self.replicas, str):
-            return 1
-        return self.replicas.get(group, 1) if isinstance(self.replicas, dict) else self.replicas
+    def replicas_of(self, group: str, pool: str = HOME_POOL) -> int:
+        """Copies of `group` in `pool`; where they are elastic, the fewest."""
+        asked = self.replicas if pool == HOME_POOL else self.pools[pool].replicas
+        fewest = 1 if pool == HOME_POOL else 0
+        if isinstance(asked, str):
+            return fewest
+        return asked.get(group, fewest) if isinstance(asked, dict) else asked
 
     @property
     def elastic(self) -> bool:

@@ -43,17 +43,14 @@ class ClusterFacts:
 def cluster_facts(model: str, digest: str, placement: Placement, spec: ExpertsSpec) -> ClusterFacts:
     """The facts of one configuration. With the local transport routers hold every expert and no group is deployed."""
     local = spec.transport == "local"
-    pools = {} if local else {HOME_POOL: None, **{name: pool.replicas for name, pool in spec.pools.items()}}
+    pools = () if local else (HOME_POOL, *spec.pools)
     emulated = {HOME_POOL: spec.emulate, **{name: pool.emulate for name, pool in spec.pools.items()}}
     return ClusterFacts(
         model=model,
         digest=digest,
         experts=dict(zip(spec.group_names, placement.groups, strict=True)),
         configured={
-            group: {
-                deployment_name(group, pool): spec.replicas_of(group) if count is None else count
-                for pool, count in pools.items()
-            }
+            group: {deployment_name(group, pool): spec.replicas_of(group, pool) for pool in pools}
             for group in spec.group_names
         },
         emulated_rows_per_s={pool: spec.rows_per_s for pool, spec in emulated.items() if spec is not None},

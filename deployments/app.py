@@ -102,11 +102,9 @@ def _expert_groups(args: AppConfig, blueprint: Blueprint, directory: Any) -> lis
         return []
     bound = []
     for index, group in enumerate(args.experts.group_names):
-        home = PoolSpec(
-            resources=args.experts.resources, emulate=args.experts.emulate, replicas=args.experts.replicas_of(group)
-        )
+        home = PoolSpec(resources=args.experts.resources, emulate=args.experts.emulate)
         for pool, spec in {HOME_POOL: home, **args.experts.pools}.items():
-            count = ELASTIC if args.experts.elastic else spec.replicas
+            count = ELASTIC if args.experts.elastic else args.experts.replicas_of(group, pool)
             deployment = ExpertGroup.options(  # type: ignore[attr-defined]
                 **_size(count, fewest=1 if pool == HOME_POOL else 0, args=args),
                 name=deployment_name(group, pool),

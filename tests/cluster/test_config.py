@@ -67,7 +67,7 @@ def test_only_the_model_path_is_required():
         ),
         (
             with_parts(experts={"replicas": {"experts-0": 0}}),
-            "experts.replicas.experts-0: the value 0 is not allowed: Input should be greater than or equal to 1.",
+            "'experts-0' has no replica in any pool; allowed: at least one somewhere.",
         ),
         (
             with_parts(experts={"replicas": {"experts-4": 1}}),
@@ -79,6 +79,23 @@ def test_only_the_model_path_is_required():
         ),
         (with_parts(experts={"replicas": {"experts-1": 9}}), "`replicas` is 9; allowed: up to max_replicas_hard (8)."),
         (with_parts(experts={"pools": {"h100": {"replicas": 9}}}), "`pools.h100.replicas` is 9; allowed: up to"),
+        (
+            with_parts(experts={"pools": {"h100": {"replicas": {"experts-1": 9}}}}),
+            "`pools.h100.replicas` is 9; allowed: up to",
+        ),
+        (
+            with_parts(experts={"pools": {"h100": {"replicas": {"experts-9": 1}}}}),
+            "`pools.h100.replicas` names 'experts-9', but the groups are experts-0 to experts-3.",
+        ),
+        (
+            with_parts(experts={"pools": {"h100": {"replicas": -1}}}),
+            "experts.pools.h100.replicas: the value -1 is not allowed: Input should be greater than or equal to 0.",
+        ),
+        (
+            with_parts(experts={"pools": {"h100": {"replicas": "elastic"}}}),
+            "experts.pools.h100.replicas: the value 'elastic' is not allowed: Input should be a valid integer "
+            "greater than or equal to 0.",
+        ),
         (with_parts(experts={"pools": {"H100": {}}}), "experts.pools: the value is not allowed: pool name 'H100': use"),
         (with_parts(experts={"pools": {"default": {}}}), "pool name 'default': use"),
         (
@@ -134,6 +151,13 @@ def test_replicas_are_one_number_or_numbers_by_group():
     by_group = ExpertsSpec(replicas={"experts-0": 3})
     assert [by_group.replicas_of(group) for group in by_group.group_names] == [3, 1, 1, 1]
     assert not by_group.elastic
+
+
+def test_a_group_may_have_its_only_replicas_outside_the_default_pool():
+    pools = {"h100": {"replicas": {"experts-0": 2}}}
+    split = ExpertsSpec(groups=2, replicas={"experts-0": 0}, pools=pools)
+    assert [split.replicas_of(group) for group in split.group_names] == [0, 1]
+    assert [split.replicas_of(group, "h100") for group in split.group_names] == [2, 0]
 
 
 def test_elastic_numbers_start_at_one():

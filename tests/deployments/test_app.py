@@ -279,6 +279,17 @@ def test_a_pool_without_replicas_is_deployed_at_zero(checkpoint: Path) -> None:
     assert (bounds.min_replicas, bounds.initial_replicas) == (0, 0)
 
 
+def test_the_replicas_of_a_group_may_be_those_of_another_pool_alone(checkpoint: Path) -> None:
+    experts = {"groups": 2, "replicas": {"experts-1": 0}, "pools": {"h100": {"replicas": {"experts-1": 3}}}}
+    application = build(parse_args({"model": {"path": str(checkpoint)}, "experts": experts}))
+    groups = application._bound_deployment.init_args[-1]
+    asked = {bound._bound_deployment.name: bound._bound_deployment._deployment_config for bound in groups}
+    assert [asked[name].num_replicas for name in ("experts-0", "experts-1-h100")] == [1, 3]
+    for name in ("experts-1", "experts-0-h100"):
+        bounds = asked[name].autoscaling_config
+        assert (bounds.min_replicas, bounds.initial_replicas) == (0, 0)
+
+
 def test_every_queue_is_bounded_and_only_the_engine_makes_requests_wait(checkpoint: Path) -> None:
     """All a router may have accepted, and as many again that are being refused, reach it without a wait at a handle."""
     router = {"replicas": 3, "max_sequences": 8, "max_queued_requests": 12}
