@@ -18,6 +18,7 @@ from cluster.fabric.frames import (
     HeaderCheck,
     Limits,
     allocate,
+    check_trace,
     read_counts,
 )
 
@@ -116,10 +117,12 @@ class FrameReader:
         start, end, staging = 0, self._end, self._staging
         while end - start >= HEADER_BYTES:
             frame = self._check.parse(staging, start)
-            head = start + HEADER_BYTES
+            head = start + HEADER_BYTES + frame.trace_bytes
             body = head + 8 * frame.n_counts
             if body > end:
                 break
+            if frame.trace_bytes:
+                frame.trace = check_trace(bytes(staging[start + HEADER_BYTES : head]))
             if frame.n_counts:
                 frame.counts = read_counts(staging[head:body], frame.rows)
             start = stop = body + frame.payload_bytes

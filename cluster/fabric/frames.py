@@ -1,6 +1,6 @@
 """The wire format: a fixed little-endian header, counts per expert, a payload; every field checked before it is used.
 
-    header (58 bytes) | counts int64 [n_counts] | payload
+    header (59 bytes) | trace context (24 bytes, only where a flag says so) | counts int64 [n_counts] | payload
 
 Knows no socket (`frame_io` reads and writes), no handshake, no replica. Nothing is unpickled; nothing is allocated
 before the header has passed every bound. Own format; fixed header and length-prefixed body as in any RPC framing.
@@ -26,16 +26,20 @@ from cluster.fabric.words import as_words
 
 MAGIC = b"EXSF"
 _PREFIX = MAGIC + bytes([WIRE_VERSION])
-_LEAD = struct.Struct("<5sBBB8s")
+_LEAD = struct.Struct("<5sBBBB8s")
 _FIELDS = struct.Struct("<QHIIIIIIQ")
-HEADER = struct.Struct("<5sBBB8sQHIIIIIIQ")
-"""The lead (magic and wire version, kind, dtype, status, digest) and the numbers behind it."""
-WHOLE = struct.Struct("<16sQHIIIIIIQ")
+HEADER = struct.Struct("<5sBBBB8sQHIIIIIIQ")
+"""The lead (magic and wire version, kind, dtype, status, flags, digest) and the numbers behind it."""
+WHOLE = struct.Struct("<17sQHIIIIIIQ")
 """The same bytes, the lead in one piece: it need not be looked into where it is a known one."""
 HEADER_BYTES = HEADER.size
 LEAD_BYTES = _LEAD.size
+TRACE_BYTES = 24
+"""A trace context: 16 bytes of the trace's id, 8 of the span below which rows are computed. Neither is all zeros."""
+TRACED = 1
+"""The one flag there is: a trace context follows the header. Frames without it pay nothing."""
 STAGING_BYTES = 64 << 10
-"""Header and counts of any allowed frame fit into this."""
+"""Header, trace context and counts of any allowed frame fit into this."""
 MAX_U32 = (1 << 32) - 1
 _LEADS = 64
 _NO_DIGEST = bytes(8)
@@ -74,6 +78,7 @@ class Status(IntEnum):
 
 
 _KINDS: dict[int, Kind] = {kind.value: kind for kind in Kind}
+_TRACED_KINDS = (Kind.ROWS, Kind.REFERENCE)
 _CODES: dict[torch.dtype | None, int] = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Those of rows."""
@@ -87,7 +92,7 @@ class Limits:
     """Bounds a header must respect before anything is allocated.
 
     rows: of one batch. payload_bytes: hidden states of one batch. control_bytes: any other payload. counts: experts of
-    one group in one layer; header and counts must fit the staging buffer. codes: the kinds that are welcome, as plain
+    one group in one layer; they and the header must fit the staging buffer. codes: the kinds that are welcome, as plain
     integers (hashing an enum member runs Python code).
     """
 
@@ -98,8 +103,9 @@ class Limits:
     codes: frozenset[int] = frozenset(kind.value for kind in Kind)
 
     def __post_init__(self) -> None:
-        if HEADER_BYTES + 8 * self.counts > STAGING_BYTES:
-            raise FrameError(f"limit of {self.counts} counts: allowed are {(STAGING_BYTES - HEADER_BYTES) // 8}.")
+        most = (STAGING_BYTES - HEADER_BYTES - TRACE_BYTES) // 8
+        if self.counts > most:
+            raise FrameError(f"limit of {self.counts} counts: allowed are {most}.")
 
 
 HANDSHAKE_LIMITS = Limits(
@@ -118,8 +124,9 @@ HANDSHAKE_LIMITS = Limits(
 class Frame:
     """One frame as received. `tensor` [R, H] for ROWS and RESULT, `data` for every other kind; `counts` int64 [E].
 
-    n_counts, payload_bytes: what follows the header. placed: a socket's reader put the payload where it was told to.
-    mailed: the frame came by mailbox, and its payload lies there.
+    n_counts, payload_bytes, trace_bytes: what follows the header. trace: the trace context, b"" without.
+    placed: a socket's reader put the payload where it was told to. mailed: the frame came by mailbox, and its payload
+    lies there.
     """
 
     kind: Kind
@@ -134,6 +141,8 @@ class Frame:
     compute_us: int = 0
     n_counts: int = 0
     payload_bytes: int = 0
+    trace_bytes: int = 0
+    trace: bytes = b""
     counts: Tensor | None = None
     tensor: Tensor | None = None
     data: bytes | bytearray = b""
@@ -156,11 +165,12 @@ def encode(
     compute_us: int = 0,
     counts: npt.NDArray[np.int64] | None = None,
     body: Tensor | Buffer = b"",
+    trace: bytes = b"",
 ) -> list[Buffer]:
     """The buffers of one frame for `sendmsg`. The body is referred to, not copied, and must not change until the frame
     is sent. Only rows of a forgotten call may: header and counts are copies, so the stream stays in step, and whatever
     is computed from them is dropped by its sequence. The shape [R, H] and dtype of a tensor (contiguous, on the CPU)
-    fill the header. `counts` is int64 [E].
+    fill the header. `counts` is int64 [E]. trace: a trace context, or b"".
 
     Raises:
         FrameError: a field does not fit its place in the header, or the body has an unknown dtype.
@@ -174,7 +184,7 @@ def encode(
         payload = body
     size = len(payload)
     try:
-        header = lead(kind, dtype, status, digest8) + _FIELDS.pack(
+        header = lead(kind, dtype, status, digest8, TRACED if trace else 0) + _FIELDS.pack(
             sequence,
             layer,
             rows,
@@ -187,15 +197,17 @@ def encode(
         )
     except (struct.error, KeyError) as error:
         raise FrameError(f"a {kind.name} frame cannot be written: {error}.") from None
+    if trace:
+        header += check_trace(trace)
     if counts is not None:
         header += counts.tobytes()
     return [header, payload] if size else [header]
 
 
 @lru_cache(maxsize=256)
-def lead(kind: Kind, dtype: torch.dtype | None, status: int, digest8: bytes) -> bytes:
+def lead(kind: Kind, dtype: torch.dtype | None, status: int, digest8: bytes, flags: int = 0) -> bytes:
     """The first `LEAD_BYTES` of a header. Raises KeyError for a dtype, struct.error for a status without a code."""
-    return _LEAD.pack(_PREFIX, kind, _CODES[dtype], status, digest8)
+    return _LEAD.pack(_PREFIX, kind, _CODES[dtype], status, flags, digest8)
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
@@ -227,7 +239,7 @@ class HeaderCheck:
             known = _check_lead(front, self._limits, self._digest8)
             if len(self._leads) < _LEADS:
                 self._leads[front] = known
-        kind, status, dtype, item_bytes, holds_rows, size_limit = known
+        kind, status, dtype, item_bytes, holds_rows, size_limit, trace_bytes = known
         numbers = _FIELDS.unpack_from(data, start + LEAD_BYTES)
         sequence, layer, rows, hidden, deadline_ms, queue_rows, compute_us, n, size = numbers
         limits = self._limits
@@ -246,15 +258,17 @@ class HeaderCheck:
             raise FrameError(f"a {kind.name} frame holds no rows.")
         if size > size_limit:
             raise FrameError(f"{size} payload bytes in a {kind.name} frame; that is more than is allowed.")
-        return Frame(kind, sequence, status, layer, rows, hidden, dtype, deadline_ms, queue_rows, compute_us, n, size)
+        frame = Frame(kind, sequence, status, layer, rows, hidden, dtype, deadline_ms, queue_rows, compute_us, n, size)
+        frame.trace_bytes = trace_bytes
+        return frame
 
 
-_Lead = tuple[Kind, int, torch.dtype | None, int, bool, int]
-"""kind, status, dtype, its bytes, whether a tensor follows, most payload bytes."""
+_Lead = tuple[Kind, int, torch.dtype | None, int, bool, int, int]
+"""kind, status, dtype, its bytes, whether a tensor follows, most payload bytes, bytes of the trace context."""
 
 
 def _check_lead(front: bytes, limits: Limits, digest8: bytes | None) -> _Lead:
-    prefix, code, dtype_code, status, digest = _LEAD.unpack(front)
+    prefix, code, dtype_code, status, flags, digest = _LEAD.unpack(front)
     if prefix != _PREFIX:
         if prefix[:4] != MAGIC:
             raise FrameError("these bytes are no frame of this cluster.")
@@ -267,8 +281,22 @@ def _check_lead(front: bytes, limits: Limits, digest8: bytes | None) -> _Lead:
     dtype, item_bytes = _DTYPES.get(dtype_code, (None, -1))
     if item_bytes < 0:
         raise FrameError(f"unknown dtype code {dtype_code}.")
+    if flags and (flags != TRACED or kind not in _TRACED_KINDS):
+        raise FrameError(f"a {kind.name} frame with flags {flags}; only rows and references may have one, {TRACED}.")
     holds_rows = kind is Kind.ROWS or kind is Kind.RESULT
-    return kind, status, dtype, item_bytes, holds_rows, limits.payload_bytes if holds_rows else limits.control_bytes
+    most = limits.payload_bytes if holds_rows else limits.control_bytes
+    return kind, status, dtype, item_bytes, holds_rows, most, TRACE_BYTES if flags else 0
+
+
+def check_trace(trace: bytes) -> bytes:
+    """`trace` itself.
+
+    Raises:
+        FrameError: it is no trace context.
+    """
+    if len(trace) != TRACE_BYTES or not (any(trace[:16]) and any(trace[16:])):
+        raise FrameError(f"a trace context needs {TRACE_BYTES} bytes, an id of 16 and one of 8, neither all zeros.")
+    return trace
 
 
 def read_counts(data: memoryview, rows: int) -> Tensor:

@@ -18,6 +18,7 @@ from cluster.fabric.frame_io import FrameReader, FrameWriter
 from cluster.fabric.frames import (
     DTYPES,
     HEADER_BYTES,
+    TRACED,
     Buffer,
     Frame,
     HeaderCheck,
@@ -56,6 +57,8 @@ class StreamCall:
         "rows",
         "sequence",
     )
+
+    transport = "stream"
 
     def __init__(
         self,
@@ -169,11 +172,16 @@ class Link:
         mailbox, front = self.mailbox, self.rows_leads.get(call.dtype)
         if mailbox is None or self.mailed is not None or front is None:
             return False
-        shape, counts = (call.rows, call.hidden), batch.counts
-        if not mailbox.request.write_rows(front, call.sequence, batch.layer, shape, deadline_ms, counts, payload):
+        shape, counts, trace = (call.rows, call.hidden), batch.counts, batch.trace
+        if trace:
+            front = lead(Kind.ROWS, call.dtype, 0, self.digest8, TRACED)
+        written = mailbox.request.write_rows(
+            front, call.sequence, batch.layer, shape, deadline_ms, counts, payload, trace
+        )
+        if not written:
             return False
         self.mailed = call
-        self.mailed_bytes += HEADER_BYTES + counts.nbytes + len(payload)
+        self.mailed_bytes += HEADER_BYTES + len(trace) + counts.nbytes + len(payload)
         mailbox.ring()
         return True
 

@@ -31,6 +31,7 @@ class LocalCall:
     compute_s: float
     done: bool = True
     queue_rows: int = 0
+    transport: str = "local"
 
     def result(self) -> Tensor:
         """The outputs [R, H]; raises `error` where the computation failed."""

@@ -1,7 +1,7 @@
 """Shared memory of one connection between processes of one node: small batches lie there, a bell tells that they do.
 
-    area      request: header | counts | payload      one at a time, written by the router
-              result:  header | payload               written by the replica, before the next request comes
+    area      request: header | trace context | counts | payload   one at a time, written by the router
+              result:  header | payload                            written by the replica, before the next request
     bells     two eventfds, one heard by each side
 
 A frame is the same as on the socket, only that its payload begins at a multiple of 64 bytes. What does not fit, comes
@@ -42,6 +42,7 @@ from cluster.fabric.frames import (
     HeaderCheck,
     Kind,
     check_counts,
+    check_trace,
     lead,
 )
 
@@ -63,10 +64,11 @@ class Letter:
     looked up once, and nobody looks at a frame any more when the next one may come.
     """
 
-    __slots__ = ("_copy", "_counts_here", "_values", "frame", "payload")
+    __slots__ = ("_copy", "_counts_here", "_trace_here", "_values", "frame", "payload")
 
     def __init__(self, frame: Frame, memory: memoryview) -> None:
-        start = _payload_at(frame.n_counts)
+        counts_at = HEADER_BYTES + frame.trace_bytes
+        start = _payload_at(frame.n_counts, frame.trace_bytes)
         self.frame = frame
         self.payload = memory[start : start + frame.payload_bytes]
         frame.mailed = True
@@ -75,14 +77,17 @@ class Letter:
             frame.counts = torch.empty(frame.n_counts, dtype=torch.int64)
             self._values = frame.counts.numpy()
             self._copy = self._values.data.cast("B")
-            self._counts_here = memory[HEADER_BYTES : HEADER_BYTES + 8 * frame.n_counts]
+            self._counts_here = memory[counts_at : counts_at + 8 * frame.n_counts]
+            self._trace_here = memory[HEADER_BYTES:counts_at]
 
     def read_counts(self) -> None:
-        """Copy them before they are checked: the other side could change them afterwards.
+        """Copy them, and the trace context, before they are checked: the other side could change them afterwards.
 
         Raises:
-            FrameError: see `frames.check_counts`.
+            FrameError: see `frames.check_counts` and `frames.check_trace`.
         """
+        if self.frame.trace_bytes:
+            self.frame.trace = check_trace(bytes(self._trace_here))
         self._copy[:] = self._counts_here
         check_counts(self._values.tolist(), self.frame.rows)
 
@@ -104,14 +109,16 @@ class Area:
         deadline_ms: int,
         counts: npt.NDArray[np.int64],
         payload: Buffer,
+        trace: bytes = b"",
     ) -> bool:
         """A ROWS frame with the given lead; False where it has no room, or its layer none in a header."""
         memory, n, size = self._memory, len(counts), len(payload)
-        start = _payload_at(n)
+        head = trace + counts.tobytes() if trace else counts.tobytes()
+        start = _payload_at(n, len(trace))
         if start + size > len(memory) or layer > _MAX_LAYER:
             return False
         memory[start : start + size] = payload
-        memory[HEADER_BYTES : HEADER_BYTES + 8 * n] = counts.tobytes()
+        memory[HEADER_BYTES : HEADER_BYTES + len(head)] = head
         WHOLE.pack_into(memory, 0, front, sequence, layer, *shape, deadline_ms, 0, 0, n, size)
         return True
 
@@ -157,7 +164,7 @@ class Area:
     def _admit(self, header: bytes, check: HeaderCheck) -> Letter:
         """The first letter of a shape. header: a copy, which the other side cannot change."""
         frame = check.parse(memoryview(header), 0)
-        if _payload_at(frame.n_counts) + frame.payload_bytes > len(self._memory):
+        if _payload_at(frame.n_counts, frame.trace_bytes) + frame.payload_bytes > len(self._memory):
             raise FrameError(f"{frame.payload_bytes} payload bytes in a mailbox of {len(self._memory)}.")
         if len(self._letters) >= _SHAPES:
             self._letters.clear()
@@ -230,8 +237,8 @@ class Mailbox:
         _close(files)
 
 
-def _payload_at(n_counts: int) -> int:
-    return -(-(HEADER_BYTES + 8 * n_counts) // _LINE) * _LINE
+def _payload_at(n_counts: int, trace_bytes: int = 0) -> int:
+    return -(-(HEADER_BYTES + trace_bytes + 8 * n_counts) // _LINE) * _LINE
 
 
 def _close(files: Sequence[int]) -> None:

@@ -43,6 +43,8 @@ class StoreCall:
 
     __slots__ = ("_error", "_outputs", "_published", "inner", "rows", "watched")
 
+    transport = "object_store"
+
     def __init__(self, inner: StreamCall, rows: int, published: _Published) -> None:
         self.inner = inner
         self.rows = rows
@@ -136,6 +138,7 @@ class ObjectStoreTransport:
                 dtype=batch.hidden.dtype,
                 payload=request(published.description, batch.index),
                 deadline_s=deadline_s,
+                trace=batch.trace,
             )
         except FabricError:
             self._unpublish(published)

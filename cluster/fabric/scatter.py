@@ -31,7 +31,7 @@ from cluster.fabric.hedging import FLOOR_S, PROBE_ROWS, PROBE_TICK_S, RECHECK_S,
 from cluster.fabric.packing import Packed
 from cluster.fabric.parts import Part, Sent, piece
 from cluster.fabric.peers import NEVER, Peer, candidates
-from cluster.fabric.transport import Batch, Call
+from cluster.fabric.transport import HEDGE, PROBE, RESEND, Batch, Call
 
 STRANDED_POLL_S = 0.05
 """How often rows without a replica are looked at again while replies for other rows are awaited."""
@@ -123,7 +123,9 @@ class Scatter:
         env = self._env
         try:
             if env.transport.prepare(peer.replica, 0.0):
-                call = env.transport.send(peer.replica, self._batch(part), env.timeout_s)
+                batch = self._batch(part)
+                batch.attempt = PROBE
+                call = env.transport.send(peer.replica, batch, env.timeout_s)
                 hedging.probes += 1
                 peer.asked_s = now
                 hedging.watch(peer, call, part.rows, now, now, probe=True)
@@ -219,7 +221,13 @@ class Scatter:
         Only the first of several that race may leave its result in place: two would write into each other.
         """
         start, stop, env = part.start, part.stop, self._env
-        batch = self._batch(part, None if part.sent else self._buffers.results.run(start, stop))
+        if part.sent:
+            batch = self._batch(part)
+            batch.attempt = HEDGE
+        else:
+            batch = self._batch(part, self._buffers.results.run(start, stop))
+            if part.first_failure_s is not None:
+                batch.attempt = RESEND
         try:
             call = env.transport.send(peer.replica, batch, min(env.timeout_s, max(0.001, self._until_s - now)))
         except FabricError as error:

@@ -97,7 +97,7 @@ class StreamTransport:
         if link.mail(call, batch, payload, deadline_ms):
             link.calls[call.sequence] = call
             return call
-        return self._post(link, call, batch.layer, batch.counts, payload, deadline_ms)
+        return self._post(link, call, batch.layer, batch.counts, payload, deadline_ms, batch.trace)
 
     def send_reference(
         self,
@@ -110,13 +110,14 @@ class StreamTransport:
         dtype: torch.dtype,
         payload: bytes,
         deadline_s: float,
+        trace: bytes = b"",
     ) -> StreamCall:
         """Send what `ReferenceCodec.load` takes there instead of rows [rows, hidden]; `StreamCall.payload()` will be
         what `ReferenceCodec.store` gave. After reading that, call `release`. Errors as of `send`.
         """
         link = self._ready(replica, rows, hidden, dtype)
         call = self._call(replica, Kind.REFERENCE, (rows, hidden), dtype)
-        return self._post(link, call, layer, counts, payload, _milliseconds(deadline_s))
+        return self._post(link, call, layer, counts, payload, _milliseconds(deadline_s), trace)
 
     def release(self, call: StreamCall) -> None:
         """Tell the replica that its reference has been read. Never raises: a lost connection ends its references."""
@@ -189,6 +190,7 @@ class StreamTransport:
         counts: npt.NDArray[np.int64],
         payload: Buffer,
         deadline_ms: int,
+        trace: bytes,
     ) -> StreamCall:
         """Send a call by the socket."""
         buffers = encode(
@@ -202,6 +204,7 @@ class StreamTransport:
             deadline_ms=deadline_ms,
             counts=counts,
             body=payload,
+            trace=trace,
         )
         link.calls[call.sequence] = call
         self._push(link, buffers)

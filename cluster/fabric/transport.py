@@ -26,6 +26,9 @@ from cluster.errors import FabricError
 from cluster.fabric.words import as_words
 from cluster.membership import Replica
 
+FIRST, RESEND, HEDGE, PROBE = "first", "resend", "hedge", "probe"
+"""Why a batch is sent: for the first time; after a failure; because another one with these rows is late; to learn."""
+
 
 @dataclass(slots=True)
 class Batch:
@@ -37,6 +40,7 @@ class Batch:
     rows: gathers the rows, where the sender knows a better way than one by one; see `gathered`.
     into: [R * H * item size] bytes where a transport may leave the results instead of handing out a tensor of its own;
         nobody else writes there until the call is done or forgotten. `placed`: it did.
+    attempt: why it is sent. trace: the context of its span (`frames.TRACE_BYTES`), which goes along; b"" without.
     """
 
     group: str
@@ -47,6 +51,8 @@ class Batch:
     rows: Callable[[], memoryview] | None = None
     into: memoryview | None = None
     placed: bool = False
+    attempt: str = FIRST
+    trace: bytes = b""
 
     def gathered(self) -> memoryview:
         """The bytes of the rows, [R, H] contiguous."""
@@ -65,6 +71,10 @@ class Call(Protocol):
     @property
     def replica_id(self) -> str:
         """Who was asked."""
+
+    @property
+    def transport(self) -> str:
+        """How it travels: the name of the transport, of its part where that has several."""
 
     @property
     def done(self) -> bool:

@@ -76,6 +76,7 @@ class FakeCall:
     compute_s: float = 0.0
     queue_rows: int = 0
     done: bool = False
+    transport: str = "fake"
     error: FabricError | None = None
 
     def result(self) -> Tensor:

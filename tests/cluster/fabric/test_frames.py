@@ -22,6 +22,8 @@ from cluster.fabric.frames import (
     HEADER,
     HEADER_BYTES,
     MAGIC,
+    TRACE_BYTES,
+    TRACED,
     Buffer,
     Frame,
     Kind,
@@ -33,6 +35,7 @@ from cluster.fabric.frames import (
 DIGEST8 = b"model-no"
 SMALL = Limits(rows=64, payload_bytes=4096, control_bytes=256, counts=16)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRACE = bytes(range(1, TRACE_BYTES + 1))
 
 
 @dataclass
@@ -64,22 +67,26 @@ def joined(buffers: Sequence[Buffer]) -> bytes:
 
 
 @st.composite
-def rows_frames(draw: st.DrawFn) -> tuple[bytes, Tensor, Tensor]:
-    """(bytes, counts, rows) of a valid ROWS frame."""
+def rows_frames(draw: st.DrawFn) -> tuple[bytes, Tensor, Tensor, bytes]:
+    """(bytes, counts, rows, trace context or b"") of a valid ROWS frame."""
     counts = torch.tensor(draw(st.lists(st.integers(0, 5), min_size=1, max_size=8).filter(any)))
     hidden, dtype = draw(st.integers(1, 9)), draw(st.sampled_from(DTYPES))
     rows = torch.arange(int(counts.sum()) * hidden, dtype=torch.float32).view(-1, hidden).to(dtype)
-    return joined(encode(Kind.ROWS, 7, digest8=DIGEST8, layer=3, counts=counts.numpy(), body=rows)), counts, rows
+    ids = st.binary(min_size=16, max_size=16).filter(any), st.binary(min_size=8, max_size=8).filter(any)
+    trace = draw(st.just(b"") | st.tuples(*ids).map(b"".join))
+    buffers = encode(Kind.ROWS, 7, digest8=DIGEST8, layer=3, counts=counts.numpy(), body=rows, trace=trace)
+    return joined(buffers), counts, rows, trace
 
 
 @settings(max_examples=50)
 @given(st.lists(rows_frames(), min_size=1, max_size=4), st.lists(st.integers(1, 300), min_size=1, max_size=5))
 def test_rows_come_out_as_they_went_in_however_the_stream_is_cut(
-    sent: list[tuple[bytes, Tensor, Tensor]], sizes: list[int]
+    sent: list[tuple[bytes, Tensor, Tensor, bytes]], sizes: list[int]
 ) -> None:
-    frames = read_all(b"".join(data for data, _, _ in sent), sizes=sizes)
+    frames = read_all(b"".join(data for data, *_ in sent), sizes=sizes)
     assert len(frames) == len(sent)
-    for frame, (_, counts, rows) in zip(frames, sent, strict=True):
+    for frame, (_, counts, rows, trace) in zip(frames, sent, strict=True):
+        assert frame.trace == trace
         assert frame.counts is not None
         assert frame.tensor is not None
         assert torch.equal(frame.counts, counts)
@@ -103,6 +110,7 @@ def test_every_header_field_survives() -> None:
             compute_us=88,
             counts=np.array([2, 3]),
             body=b"reference",
+            trace=TRACE,
         )
     )
     (frame,) = read_all(data)
@@ -111,6 +119,14 @@ def test_every_header_field_survives() -> None:
     assert (frame.deadline_ms, frame.queue_rows, frame.compute_us) == (1234, 77, 88)
     assert frame.tensor is None
     assert bytes(frame.data) == b"reference"
+    assert frame.trace == TRACE
+
+
+def test_a_frame_of_an_untraced_step_is_as_long_as_its_header_counts_and_rows() -> None:
+    sent = {"counts": np.array([2]), "body": torch.zeros(2, 3)}
+    plain = joined(encode(Kind.ROWS, 1, **sent))
+    assert len(plain) == HEADER_BYTES + 8 + 24
+    assert len(joined(encode(Kind.ROWS, 1, **sent, trace=TRACE))) == len(plain) + TRACE_BYTES
 
 
 @given(st.sampled_from([k for k in Kind if k not in (Kind.ROWS, Kind.RESULT, Kind.REFERENCE)]), st.binary(max_size=256))
@@ -143,16 +159,16 @@ def feed(data: bytes, limits: Limits) -> None:
 
 
 @settings(max_examples=150)
-@given(st.one_of(st.binary(max_size=300), st.binary(max_size=300).map(lambda tail: MAGIC + b"\1" + tail)))
-def test_random_bytes_are_refused_or_waited_for(data: bytes) -> None:
+@given(st.sampled_from([b"", MAGIC + bytes([WIRE_VERSION])]), st.binary(max_size=300))
+def test_random_bytes_are_refused_or_waited_for(front: bytes, tail: bytes) -> None:
     for limits in (SMALL, HANDSHAKE_LIMITS):
-        feed(data, limits)
+        feed(front + tail, limits)
 
 
 def test_mutated_frames_never_allocate_beyond_the_limits(allocations: list[int]) -> None:
     @settings(max_examples=250)
     @given(rows_frames(), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4))
-    def check(sent: tuple[bytes, Tensor, Tensor], changes: list[tuple[int, int]]) -> None:
+    def check(sent: tuple[bytes, Tensor, Tensor, bytes], changes: list[tuple[int, int]]) -> None:
         data = bytearray(sent[0])
         for position, value in changes:
             data[position % min(len(data), HEADER_BYTES + 64)] = value
@@ -169,6 +185,7 @@ def header(**changes: int | bytes) -> bytes:
         "kind": Kind.ROWS,
         "dtype": 1,
         "status": 0,
+        "flags": 0,
         "digest": DIGEST8,
         "sequence": 1,
         "layer": 0,
@@ -187,11 +204,14 @@ def header(**changes: int | bytes) -> bytes:
     ("changes", "reason"),
     [
         ({"prefix": b"HTTP/"}, "no frame of this cluster"),
-        ({"prefix": MAGIC + b"\2"}, "wire version 2; this side speaks 1"),
+        ({"prefix": MAGIC + b"\1"}, "wire version 1; this side speaks 2"),
         ({"kind": 99}, "kind 99"),
         ({"dtype": 9}, "dtype code 9"),
         ({"dtype": 0}, "item size 0"),
         ({"digest": b"another!"}, "model digest"),
+        ({"flags": 2}, "a ROWS frame with flags 2"),
+        ({"flags": 3}, "a ROWS frame with flags 3"),
+        ({"flags": 1, "kind": Kind.RESULT, "n_counts": 0}, "a RESULT frame with flags 1"),
         ({"rows": 65, "payload_bytes": 65 * 12}, "65 rows"),
         ({"rows": 0, "payload_bytes": 0}, "0 rows"),
         ({"hidden": 600, "payload_bytes": 4800}, "4800 payload bytes in a ROWS frame; that is more"),
@@ -211,6 +231,17 @@ def test_each_bound_is_refused_with_its_reason(changes: dict[str, int | bytes], 
     assert read_all(header())[0].rows == 2
     with pytest.raises(FrameError, match=reason):
         read_all(header(**changes))
+
+
+@pytest.mark.parametrize("trace", [bytes(TRACE_BYTES), bytes(16) + TRACE[16:], TRACE[:16] + bytes(8)])
+def test_a_trace_context_of_zeros_is_refused_on_both_sides(trace: bytes) -> None:
+    rest = header()[HEADER_BYTES:]
+    traced = header(flags=TRACED)[:HEADER_BYTES]
+    assert read_all(traced + TRACE + rest)[0].trace == TRACE
+    with pytest.raises(FrameError, match="a trace context needs 24 bytes"):
+        read_all(traced + trace + rest)
+    with pytest.raises(FrameError, match="a trace context needs 24 bytes"):
+        encode(Kind.ROWS, 1, counts=np.array([1]), body=torch.zeros(1, 1), trace=trace)
 
 
 @pytest.mark.parametrize("counts", [(-1, 3), (1, 2), (1 << 62, 1 << 62)])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import FabricError, ReplicaLostError
-from cluster.fabric.frames import WHOLE, Frame, Kind, Status, encode, lead
+from cluster.fabric.frames import TRACED, WHOLE, Frame, Kind, Status, encode, lead
 from cluster.fabric.mailbox import AREA_BYTES, SUPPORTED, Mailbox
 from cluster.fabric.server import ExpertServer
 from cluster.fabric.transport import Batch
@@ -219,12 +219,13 @@ def request(
     hidden: int = HIDDEN,
     dtype: torch.dtype = torch.float32,
     digest8: bytes = DIGEST8,
+    trace: bytes = b"",
 ) -> bytes:
-    """Header and counts; the payload is whatever lies behind."""
-    front = lead(kind, dtype, 0, digest8)
+    """Header, trace context and counts; the payload is whatever lies behind."""
+    front = lead(kind, dtype, 0, digest8, TRACED if trace else 0)
     size = rows * hidden * dtype.itemsize
     header = WHOLE.pack(front, 7, layer, rows, hidden, 60_000, 0, 0, len(counts), size)
-    return header + np.array(counts, dtype=np.int64).tobytes()
+    return header + trace + np.array(counts, dtype=np.int64).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -241,6 +242,8 @@ def request(
         (request(hidden=HIDDEN + 1), "rows of 8"),
         (request(dtype=torch.float16), "torch.float32"),
         (request(digest8=bytes(8)), "model digest"),
+        (request(trace=bytes(24)), "a trace context needs 24 bytes"),
+        (request(trace=bytes(range(1, 17)) + bytes(8)), "a trace context needs 24 bytes"),
         (request((), kind=Kind.RESULT), "not expected here"),
         (request((), kind=Kind.REFERENCE), "not expected here"),
     ],

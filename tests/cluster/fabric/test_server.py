@@ -70,10 +70,10 @@ def rows_frame(
 
 def test_another_wire_version_is_refused_with_its_number() -> None:
     with serving() as (server, _), wired(server) as wire:
-        wire.send([MAGIC + b"\2" + bytes(HEADER_BYTES - 5)])
+        wire.send([MAGIC + b"\1" + bytes(HEADER_BYTES - 5)])
         (refused,) = wire.read_to_end()
     assert refused.kind is Kind.REFUSED
-    assert b"wire version 2; this side speaks 1" in refused.data
+    assert b"wire version 1; this side speaks 2" in refused.data
 
 
 def test_a_stranger_with_another_key_is_refused_and_closed() -> None:

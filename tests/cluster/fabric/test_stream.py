@@ -247,14 +247,14 @@ def test_a_replica_of_another_wire_version_is_a_handshake_error() -> None:
         def answer() -> None:
             sock, _ = listener.accept()
             sock.recv(4096)
-            sock.sendall(b"EXSF\2" + bytes(53))
+            sock.sendall(b"EXSF\1" + bytes(53 + 32))  # as long as a CHALLENGE of version 1
             with suppress(OSError):
                 sock.recv(1)
             sock.close()
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(HandshakeError, match="wire version 2; this side speaks 1"):
+        with pytest.raises(HandshakeError, match="wire version 1; this side speaks 2"):
             stream.send(replica_at(Address(NODE, str(folder / "s"), "", 0)), batch(), WAIT_S)
         thread.join()
 
