@@ -85,6 +85,7 @@ class Engine:
             clock=clock,
         )
         self._records = [record for record in (routing, experts, tracing) if record is not None]
+        self._tracing = tracing
         self._vitals = vitals or Vitals()
         self._wanted_until = wanted_until
         self._clock = clock
@@ -282,6 +283,8 @@ class Engine:
         try:
             outcomes = self._run(plan)
         except Exception as error:
+            if self._tracing is not None:
+                self._tracing.failed(error)
             if not isinstance(error, ExpertScaleError):
                 logger.exception("a step of %d tokens failed", len(plan.step.tokens))
                 error = EngineError(f"A step failed: {type(error).__name__}.")
