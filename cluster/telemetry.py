@@ -3,13 +3,17 @@
 The OpenTelemetry variables say everything: OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT where to,
 OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG how many. Spans leave in a thread of their own; where nobody takes them
 they are dropped. The provider is ours alone: the global one, which Ray might use, is left as it is.
+
+Between processes a trace's context travels as a `traceparent` (HTTP, requests to routers) or packed in 24 bytes (the
+header of a frame): the trace's id and the span below which to go on. Only contexts of sampled spans travel.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -21,6 +25,9 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
 logger = logging.getLogger(__name__)
+
+Arguments = ParamSpec("Arguments")
+Made = TypeVar("Made")
 
 
 def tracer(service: str, attributes: Mapping[str, str], environ: Mapping[str, str]) -> Tracer | None:
@@ -56,6 +63,48 @@ def parent(header: str | None) -> Context:
     # An explicit empty context: what Ray or a library made current in this thread is no parent of ours.
     carrier = {"traceparent": header} if header else {}
     return TraceContextTextMapPropagator().extract(carrier, Context())
+
+
+def packed(span: Span) -> bytes:
+    """What continues a trace below `span`: 24 bytes, or b"" where the span is not sampled."""
+    at = span.get_span_context()
+    return at.trace_id.to_bytes(16, "big") + at.span_id.to_bytes(8, "big") if at.trace_flags.sampled else b""
+
+
+def unpacked(trace: bytes) -> Context:
+    """The context that `packed` made `trace` of."""
+    from opentelemetry.context import Context
+    from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+
+    ids = int.from_bytes(trace[:16], "big"), int.from_bytes(trace[16:], "big")
+    at = SpanContext(*ids, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    return set_span_in_context(NonRecordingSpan(at), Context())
+
+
+def fail(span: Span, reason: str) -> None:
+    """Mark a span as failed. reason: a class of errors, and no message, which may quote what a client sent."""
+    from opentelemetry.trace import Status, StatusCode
+
+    span.set_attribute("error.type", reason)
+    span.set_status(Status(StatusCode.ERROR, reason))
+
+
+def harmless(method: Callable[Arguments, Made]) -> Callable[Arguments, Made | None]:
+    """`method` for the data path: what it raises is logged, the first time, and None is what it returns then."""
+    told = False
+
+    @wraps(method)
+    def quiet(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Made | None:
+        nonlocal told
+        try:
+            return method(*args, **kwargs)
+        except Exception:
+            if not told:
+                told = True
+                logger.exception("a span is lost, and maybe more of its kind, of which nothing will be said")
+            return None
+
+    return quiet
 
 
 def _make(service: str, attributes: Mapping[str, str], environ: Mapping[str, str]) -> Tracer:

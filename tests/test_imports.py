@@ -159,6 +159,11 @@ def test_what_an_expert_replica_starts_with_does_not_load_transformers(module):
     assert "transformers" not in {package_of(name) for name in imports(module)}
 
 
+@pytest.mark.parametrize("module", ["deployments.experts.deployment", "deployments.experts.replica"])
+def test_an_expert_replica_loads_no_opentelemetry_unless_traces_are_on(module):
+    assert "opentelemetry" not in loaded_with(module)
+
+
 def test_experts_know_no_sequences():
     for module in SOURCES:
         if within(module, "deployments.experts"):

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ from cluster.fabric.staging import staging_for
 from cluster.fabric.transport import Transport
 from cluster.membership import Epoch, View
 from cluster.placement import Placement
+
+if TYPE_CHECKING:
+    from cluster.fabric.tracing import LayerSpans
 
 Watch = Callable[[npt.NDArray[np.int64]], None]
 """Told of a MoE layer's rows before they leave: int64 [T, K], the group of each. Must be quick."""
@@ -87,8 +91,8 @@ class DispatchStats:
 class Dispatcher:
     """One per router. `scatter_gather` and what watches belong to one thread; the other methods may be called from any.
 
-    watch, watch_experts: while set, told of every layer. until_s: when nobody wants the results any more, by `clock`;
-    experts drop what is late by then.
+    watch, watch_experts: while set, told of every layer. tracing: while set, every layer leaves spans. until_s: when
+    nobody wants the results any more, by `clock`; experts drop what is late by then.
     """
 
     def __init__(
@@ -132,6 +136,7 @@ class Dispatcher:
         self._use(torch.device("cpu"))
         self.watch: Watch | None = None
         self.watch_experts: WatchExperts | None = None
+        self.tracing: LayerSpans | None = None
         self.until_s = float("inf")
         self._loads = {layer: np.zeros(len(owner), dtype=np.int64) for layer, owner in placement.owner.items()}
         self._tokens = 0
@@ -162,35 +167,12 @@ class Dispatcher:
             EngineError: a replica and then another, or the same again, failed to compute their rows.
             DeadlineError: `until_s` came before all results.
         """
-        if hidden.device != self._device:
-            self._use(hidden.device)
-        host_hidden, host_index = self._staging.leave(hidden, index)
-        table = self._tables[layer]
-        packed = table.pack(host_index)
-        if self.watch is not None:
-            self.watch(table.groups_of(host_index))
-        if self.watch_experts is not None:
-            self.watch_experts(layer, host_index.numpy())
-        self._refresh()
-        scatter = Scatter(
-            self._environment,
-            layer,
-            host_hidden,
-            packed,
-            self._buffers,
-            turn=self._scatters,
-            until_s=self.until_s,
-        )
-        start_s = self._clock()
-        try:
-            scatter.run(meanwhile)
-        finally:
-            self._scatters += 1
-            self._resends += scatter.resends
-        self._tokens += hidden.shape[0]
-        self._loads[layer] += packed.counts
-        self._count(packed, scatter, start_s)
-        return combine(self._staging.arrive(self._buffers.results.rows(packed.order)), weight, hidden.dtype)
+        if self.tracing is None:
+            return self._layer(self._environment, layer, hidden, index, weight, meanwhile)
+        size = {"tokens": hidden.shape[0], "rows": index.numel()}
+        with self.tracing.layer(self._transport, layer, **size) as transport:
+            environment = replace(self._environment, transport=transport)
+            return self._layer(environment, layer, hidden, index, weight, meanwhile)
 
     def stats(self) -> DispatchStats:
         """A copy, plain data."""
@@ -220,6 +202,46 @@ class Dispatcher:
     def loads(self) -> dict[int, npt.NDArray[np.int64]]:
         """Layer -> int64 [E], rows of each expert since the start, by expert id; of scatters that succeeded. A copy."""
         return {layer: self._tables[layer].by_expert(counts) for layer, counts in self._loads.items()}
+
+    def _layer(
+        self,
+        environment: Environment,
+        layer: int,
+        hidden: Tensor,
+        index: Tensor,
+        weight: Tensor,
+        meanwhile: Callable[[], None] | None,
+    ) -> Tensor:
+        """See `scatter_gather`."""
+        if hidden.device != self._device:
+            self._use(hidden.device)
+        host_hidden, host_index = self._staging.leave(hidden, index)
+        table = self._tables[layer]
+        packed = table.pack(host_index)
+        if self.watch is not None:
+            self.watch(table.groups_of(host_index))
+        if self.watch_experts is not None:
+            self.watch_experts(layer, host_index.numpy())
+        self._refresh()
+        scatter = Scatter(
+            environment,
+            layer,
+            host_hidden,
+            packed,
+            self._buffers,
+            turn=self._scatters,
+            until_s=self.until_s,
+        )
+        start_s = self._clock()
+        try:
+            scatter.run(meanwhile)
+        finally:
+            self._scatters += 1
+            self._resends += scatter.resends
+        self._tokens += hidden.shape[0]
+        self._loads[layer] += packed.counts
+        self._count(packed, scatter, start_s)
+        return combine(self._staging.arrive(self._buffers.results.rows(packed.order)), weight, hidden.dtype)
 
     def _use(self, device: torch.device) -> None:
         """Rows come from `device` from now on."""

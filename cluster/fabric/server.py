@@ -11,9 +11,10 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -26,6 +27,8 @@ from cluster.fabric.sockets import listen_tcp, listen_unix, unlink
 from cluster.fabric.transport import ReferenceCodec
 
 log = logging.getLogger(__name__)
+OnDone = Callable[[Sequence[Job[Any]], float], None]
+"""Told of jobs that were just answered, those of one batch at once, and when it was done, by `time.monotonic`."""
 _MESSAGE_BYTES = 4096
 
 
@@ -61,6 +64,7 @@ class ExpertServer:
     digest: the model digest, 32 bytes. key: the cluster key.
     unix_path: a socket file in a directory of mode 0700. host: where to listen for other nodes. At least one of them.
     emulate_rows_per_s: see `device`. references: for transports whose rows do not travel in frames.
+    on_done: called in the server's thread; must be quick, must not raise, and must not keep the jobs.
 
     Raises:
         ConfigError: from `start`, when it cannot listen.
@@ -78,6 +82,7 @@ class ExpertServer:
         emulate_rows_per_s: float | None = None,
         references: ReferenceCodec | None = None,
         limits: ServerLimits | None = None,
+        on_done: OnDone | None = None,
     ) -> None:
         self._shape = shape
         self._expected = {
@@ -88,6 +93,7 @@ class ExpertServer:
         self._host = host
         self._port = 0
         self._references = references
+        self._on_done = on_done
         self._limits = limits or ServerLimits()
         identity = Identity(digest, shape.name, shape.replica_id)
         self._connections = Connections(key, identity, self._limits, self._on_frame, self._on_gone)
@@ -184,8 +190,12 @@ class ExpertServer:
 
     def _work(self, now: float) -> None:
         # Not in `_run`, which lasts: it would hold the last job, and with it the memory of a router that is gone.
-        for job in self._device.step(now):
+        jobs = self._device.step(now)
+        done_s = now if self._on_done is None else time.monotonic()
+        for job in jobs:
             self._reply(job)
+        if jobs and self._on_done is not None:  # nobody waits for this
+            self._on_done(jobs, done_s)
 
     def _drain(self) -> None:
         if not self._connections.draining:

@@ -20,6 +20,7 @@ from cluster.keys import cluster_key
 from cluster.membership import State
 from cluster.serve_logging import log_through_serve
 from cluster.stats import ReplicaStats
+from cluster.telemetry import tracer
 from deployments.directory_client import Registration
 from deployments.experts.farewell import until_spared
 from deployments.node import device_of, listen_host, node_id
@@ -56,13 +57,15 @@ class ExpertGroup:
         resources = args.experts.resources if pool == HOME_POOL else args.experts.pools[pool].resources
         context = serve.get_replica_context()
         group, digest = args.experts.group_names[index], blueprint.digest.hex()
+        replica_id = f"{context.deployment}#{context.replica_id.unique_id}"
+        resource = {"service.instance.id": replica_id, "expertscale.group": group, "expertscale.digest": digest}
         async with telling(directory, part=group, deployment=context.deployment, digest=digest):
             self._replica = await asyncio.to_thread(
                 ExpertReplica,
                 blueprint,
                 args.experts,
                 index,
-                replica_id=f"{context.deployment}#{context.replica_id.unique_id}",
+                replica_id=replica_id,
                 key=cluster_key(args.security, os.environ),
                 node=node_id(),
                 pool=pool,
@@ -71,6 +74,7 @@ class ExpertGroup:
                 host=listen_host(args.experts.host),
                 batch_invariant=args.router.batch_invariant,
                 references=StoreCodec(RayReferences()) if args.experts.transport in ("object_store", "auto") else None,
+                tracer=tracer("expertscale-experts", resource, os.environ),
             )
         self._meter = _Meter()
         self._started_at, self._reports = time.monotonic(), 0

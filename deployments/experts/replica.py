@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,7 +22,11 @@ from cluster.fabric.transport import ReferenceCodec
 from cluster.membership import Address, Replica, State
 from cluster.threads import require_one_thread
 from deployments.experts.ffn import expert_ffn
+from deployments.experts.tracing import FfnSpans
 from deployments.experts.weights import GroupWeights, ProgressBar, load_group
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 WARM_UP_ROWS = 64
 MEASURE_S = 0.05
@@ -31,7 +36,7 @@ class ExpertReplica:
     """Loads one group of `blueprint` and serves it until `close`.
 
     replica_id: never used twice. node: name of the machine, the same for everything that can share Unix sockets.
-    references: how rows come by the object store, where that is possible.
+    references: how rows come by the object store, where that is possible. tracer: None where traces are off.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class ExpertReplica:
         host: str | None = "127.0.0.1",
         batch_invariant: bool = False,
         references: ReferenceCodec | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.group = spec.group_names[index]
         self._device = torch.device(device)
@@ -67,6 +73,10 @@ class ExpertReplica:
         )
         self.speed_rows_per_s = emulate_rows_per_s or self._measure_speed()
         # A socket file of its own in a folder only this user can enter; short, because the kernel allows 108 bytes.
+        spans = None
+        if tracer is not None:
+            emulated = emulate_rows_per_s is not None
+            spans = FfnSpans(tracer, group=self.group, replica_id=replica_id, emulated=emulated)
         self._folder = tempfile.TemporaryDirectory(prefix="xs-")
         self.server = ExpertServer(
             self.compute,
@@ -83,6 +93,7 @@ class ExpertReplica:
             host=host,
             emulate_rows_per_s=emulate_rows_per_s,
             references=references,
+            on_done=spans,
         )
         self.server.start()
         unix_path, tcp_host, port = self.server.address

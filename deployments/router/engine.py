@@ -86,6 +86,7 @@ class Engine:
             clock=clock,
         )
         self._records = [record for record in (routing, experts, tracing) if record is not None]
+        self._tracing = tracing
         self._vitals = vitals or Vitals()
         self._wanted_until = wanted_until
         self._clock = clock
@@ -283,6 +284,8 @@ class Engine:
         try:
             outcomes = self._run(plan)
         except Exception as error:
+            if self._tracing is not None:
+                self._tracing.failed(error)
             owners = dict.fromkeys(self._owner[sequence] for sequence in plan.sequences)
             ids = ", ".join(owner.request.request_id for owner in owners)
             if isinstance(error, ExpertScaleError):

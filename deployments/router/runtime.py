@@ -90,7 +90,7 @@ class RouterRuntime:
             max_wait_share=router.max_wait_share,
             routing=routing,
             experts=ExpertRecord(self.dispatcher),
-            tracing=None if tracer is None else StepSpans(tracer),
+            tracing=None if tracer is None else StepSpans(tracer, self.dispatcher),
             vitals=vitals,
             wanted_until=self._wanted_until,
         )

@@ -1,21 +1,23 @@
 """Spans of the engine for requests that are traced: queue, prefill and some decode steps. Others are not looked at.
 
 A step serves many sequences at once. Each traced one gets a span of its own of the step, below its request, with the
-step's size as attributes, and links to those of the other traced ones. A step that fails leaves no span: the request's
-own says how it ended. Knows no engine, no transport and no experts.
+step's size as attributes, and links to those of the other traced ones. The first of them is the parent of the step's
+layers, which `cluster.fabric.tracing` adds below it: they are computed once, whoever asked.
+Knows no engine, no transport and no experts. What goes wrong here is logged and changes nothing else.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
-from cluster.telemetry import parent
+from cluster.fabric.tracing import LayerSpans
+from cluster.telemetry import fail, harmless, parent
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Tracer
+    from opentelemetry.trace import Span, Tracer
 
     from deployments.router.scheduler import Plan
     from deployments.router.sequence import Sequence
@@ -34,26 +36,43 @@ def is_sampled(step: int) -> bool:
     return step <= FIRST_STEPS or step % EVERY_STEPS == 0
 
 
+class Traceable(Protocol):
+    """What is traced: a `Dispatcher`."""
+
+    tracing: LayerSpans | None
+
+
 class StepSpans:
-    """For the engine's thread; `begin` and `end` as of `RoutingRecord`. clock: the engine's; wall_ns: Unix time."""
+    """For the engine's thread.
+
+        begin(plan)     the step is about to run
+        end(plan)       it has succeeded
+        failed(error)   or it has not
+
+    dispatcher: where the layers are computed; None without spans of them. clock: the engine's; wall_ns: Unix time.
+    """
 
     def __init__(
         self,
         tracer: Tracer,
+        dispatcher: Traceable | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._tracer = tracer
+        self._dispatcher = dispatcher
         self._clock = clock
         self._wall_ns = wall_ns
         self._begun: WeakSet[Sequence] = WeakSet()
-        self._traced: list[tuple[Sequence, int, str, int]] = []
-        self._began_ns = 0
+        self._open: list[Span] = []
 
+    @harmless
     def begin(self, plan: Plan) -> None:
-        """Note which sequences of the step want a span of it, and end the queueing of those that start."""
-        self._traced = []
+        """Start the spans of the sequences that want one of this step, and end the queueing of those that start."""
+        if self._open:  # left by a step that had no end
+            self._close(None)
+        traced: list[tuple[Sequence, int, str, int]] = []
         for sequence, part in zip(plan.sequences, plan.step.slices, strict=True):
             if not sequence.request.trace:
                 continue
@@ -63,30 +82,51 @@ class StepSpans:
             # A decode step computes the last token alone; its number is how many came after the prompt.
             step = len(sequence.tokens) - len(sequence.request.tokens)
             if step < 1 or part.length > 1:
-                self._traced.append((sequence, part.length, "prefill", step))
+                traced.append((sequence, part.length, "prefill", step))
             elif is_sampled(step):
-                self._traced.append((sequence, part.length, "decode", step))
-        if self._traced:
-            self._began_ns = self._wall_ns()
+                traced.append((sequence, part.length, "decode", step))
+        if traced:
+            self._start(plan, traced)
 
-    def end(self, plan: Plan) -> None:
-        """The step has succeeded: its spans."""
-        if not self._traced:
-            return
-        from opentelemetry.trace import Link
+    @harmless
+    def end(self, plan: Plan) -> None:  # noqa: ARG002 - as of `RoutingRecord`
+        """End the spans of the step."""
+        if self._open:
+            self._close(None)
 
-        ended_ns = self._wall_ns()
+    @harmless
+    def failed(self, error: Exception) -> None:
+        """End them as failed."""
+        if self._open:
+            self._close(error)
+
+    def _start(self, plan: Plan, traced: list[tuple[Sequence, int, str, int]]) -> None:
+        from opentelemetry.trace import Link, set_span_in_context
+
+        began_ns = self._wall_ns()
         size = {"expertscale.step.sequences": len(plan.sequences), "expertscale.step.tokens": len(plan.step.tokens)}
         links: list[Link] = []
-        for sequence, tokens, name, step in self._traced:
+        for sequence, tokens, name, step in traced:
             own = {"expertscale.choice": sequence.choice, "expertscale.tokens": tokens, "expertscale.output": step}
             context = parent(sequence.request.trace)
             span = self._tracer.start_span(
-                name, context, attributes={**size, **own}, links=list(links), start_time=self._began_ns
+                name, context, attributes={**size, **own}, links=list(links), start_time=began_ns
             )
-            links.append(Link(span.get_span_context()))
+            if span.is_recording():
+                self._open.append(span)
+                links.append(Link(span.get_span_context()))
+        if self._open and self._dispatcher is not None:
+            self._dispatcher.tracing = LayerSpans(self._tracer, set_span_in_context(self._open[0]), self._wall_ns)
+
+    def _close(self, error: Exception | None) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.tracing = None
+        spans, self._open = self._open, []
+        ended_ns = self._wall_ns()
+        for span in spans:
+            if error is not None:
+                fail(span, type(error).__name__)
             span.end(ended_ns)
-        self._traced = []
 
     def _queued(self, sequence: Sequence) -> None:
         now_ns = self._wall_ns()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cluster.errors import ReplicaLostError
 from cluster.fabric.dispatch import Dispatcher
-from cluster.fabric.server import ExpertServer, ServedGroup
+from cluster.fabric.server import ExpertServer, OnDone, ServedGroup
 from cluster.fabric.stream import StreamTransport
 from cluster.fabric.transport import ReferenceCodec, Transport
 from cluster.membership import Address, Epoch, Replica, State, View
@@ -47,7 +47,13 @@ def expert_group(group: int, dtype: torch.dtype) -> Compute:
 
 
 def server(
-    directory: Path, group: int, *, dtype: torch.dtype, compute: Compute, references: ReferenceCodec | None
+    directory: Path,
+    group: int,
+    *,
+    dtype: torch.dtype,
+    compute: Compute,
+    references: ReferenceCodec | None,
+    on_done: OnDone | None = None,
 ) -> ExpertServer:
     """A server of one group, not started. `directory` is made private, and its path must be short."""
     directory.chmod(0o700)
@@ -60,6 +66,7 @@ def server(
         key=KEY,
         unix_path=str(directory / f"{group}.sock"),
         references=references,
+        on_done=on_done,
     )
 
 
@@ -71,13 +78,24 @@ def replica(group: int, unix_path: str) -> Replica:
 
 @contextmanager
 def serving(
-    directory: Path, *, dtype: torch.dtype = torch.float32, references: ReferenceCodec | None = None
+    directory: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    references: ReferenceCodec | None = None,
+    on_done: Callable[[int], OnDone] | None = None,
 ) -> Iterator[tuple[View, list[ExpertServer]]]:
-    """Both groups served in this process: the view of them and their servers."""
+    """Both groups served in this process: the view of them and their servers. on_done: makes that of each group."""
     with ExitStack() as stack:
         servers, replicas = [], []
         for group in range(GROUPS):
-            served = server(directory, group, dtype=dtype, compute=expert_group(group, dtype), references=references)
+            served = server(
+                directory,
+                group,
+                dtype=dtype,
+                compute=expert_group(group, dtype),
+                references=references,
+                on_done=None if on_done is None else on_done(group),
+            )
             served.start()
             stack.callback(served.close)
             servers.append(served)
