@@ -34,7 +34,7 @@ from deployments.ingress.generate import Generation
 from deployments.ingress.limits import Lease
 from deployments.ingress.live import LONGEST_S, Live
 from deployments.ingress.openapi import document
-from deployments.ingress.parsing import check_headers, parse_body, read_body
+from deployments.ingress.parsing import MAX_SESSION_CHARS, SESSION_HEADER, check_headers, parse_body, read_body
 from deployments.ingress.prompts import chat_prompt, completion_prompts, count_prompts
 from deployments.ingress.request_ids import RequestIds, request_id
 from deployments.ingress.responses import Answer, ChatAnswer, TextAnswer, join
@@ -45,10 +45,8 @@ from deployments.ingress.sse import DONE, EventStream, event
 from deployments.ingress.tracing import tracing
 from deployments.ingress.validation import check_body, check_model, completion_budget, draw_seed, sampling_params
 
-SESSION_HEADER = "x-session-id"
 LAST_WORDS_S = 1.0
 """For a client to take the error that ends its stream, before it is cut off."""
-_MAX_SESSION_CHARS = 512
 
 Asked = TypeVar("Asked", ChatBody, CompletionBody)
 Handler = Callable[[Request], Awaitable[Response]]
@@ -262,8 +260,8 @@ async def _events(
 
 def _session_id(request: Request, body: ChatBody | CompletionBody) -> str | None:
     session_id = request.headers.get(SESSION_HEADER) or body.user
-    if session_id and len(session_id) > _MAX_SESSION_CHARS:
-        message = f"The header {SESSION_HEADER} is longer than {_MAX_SESSION_CHARS} characters."
+    if session_id and len(session_id) > MAX_SESSION_CHARS:
+        message = f"The header {SESSION_HEADER} is longer than {MAX_SESSION_CHARS} characters."
         raise RequestError(message, SESSION_HEADER, "invalid_value")
     return session_id or None
 

@@ -21,6 +21,8 @@ T = TypeVar("T", bound=Body)
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 << 10
+SESSION_HEADER = "x-session-id"
+MAX_SESSION_CHARS = 512
 MAX_DEPTH = 32
 """Levels of arrays and objects. Bodies that mean something have six."""
 PRIVATE = frozenset(["messages", "content", "text", "prompt", "stop", "name", "tool_call_id", "user"])

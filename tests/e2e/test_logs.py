@@ -79,7 +79,7 @@ def test_a_failed_request_is_found_where_it_failed(server: Server, folder: Path)
     assert {"invalid_value"} == {line["code"] for _, line in about(folder, given) if "code" in line}
 
 
-def test_every_line_of_every_part_is_an_object_that_says_whose_it_is(server: Server, folder: Path) -> None:
+def test_every_line_of_every_part_is_an_object_that_says_whose_it_is(folder: Path) -> None:
     found = lines(folder)
     for name, line in found:
         assert line["asctime"]
