@@ -1,4 +1,4 @@
-"""Who may reach what: the policies applied as Kubernetes documents them, to pods as the chart and KubeRay label them."""
+"""Who may reach what: the policies applied as Kubernetes documents them, to pods labelled as the chart and KubeRay do."""
 
 from __future__ import annotations
 
