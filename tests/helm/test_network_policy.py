@@ -1,4 +1,4 @@
-"""Who may reach what: the policies applied as Kubernetes documents them, to pods labelled as the chart and KubeRay do."""
+"""Who may reach what: the policies applied as Kubernetes documents them, to pods labelled as in a real cluster."""
 
 from __future__ import annotations
 
