@@ -197,5 +197,5 @@ def test_traces_are_sent_where_the_values_say() -> None:
 def test_a_groups_pod_spec_is_laid_over_what_the_chart_makes() -> None:
     group = pods(ray_service(ci("aws")))["l4"]["spec"]
     assert group["topologySpreadConstraints"][0]["maxSkew"] == 1
-    assert group["nodeSelector"] == {"expertscale.io/pool": "l4"}
-    assert [t["key"] for t in group["tolerations"]] == ["nvidia.com/gpu", "eks.amazonaws.com/capacityType"]
+    assert group["nodeSelector"] == {"expertscale.io/pool": "l4", "expertscale.io/capacity": "spot"}
+    assert [toleration["key"] for toleration in group["tolerations"]] == ["nvidia.com/gpu"]
