@@ -8,6 +8,7 @@ from typing import Any
 
 import helm_python
 import pytest
+import yaml
 
 from tests.helm import schemas
 from tests.helm.charts import CHART, CI_FILES, NEEDED, Document, ci, merged, only, pods, ray_service, render, texts
@@ -124,6 +125,17 @@ def test_all_objects_are_in_the_namespace_and_named_once(values: Document) -> No
 
 def test_extra_objects_are_rendered_as_templates() -> None:
     only(render(EVERYTHING), "ConfigMap", "es-own")
+
+
+def test_an_install_leaves_the_test_pod_to_helm_test() -> None:
+    """Helm's own install, as far as it goes without a cluster."""
+    release = helm_python.Config(storage_driver="memory").install(
+        CHART, "es", ci("mixed-gpu"), namespace="llm", dry_run="client"
+    )
+    kinds = {document["kind"] for document in yaml.safe_load_all(str(release["manifest"])) if document}
+    assert "RayService" in kinds
+    assert "Pod" not in kinds
+    assert kinds | {"Pod"} == {document["kind"] for document in render(ci("mixed-gpu"))}
 
 
 def test_notes_hold_the_commands_to_try() -> None:

@@ -62,6 +62,7 @@ def test_it_passes_rays_schema_ours_and_the_policys(values: Document, tmp_path: 
     ServeDeploySchema.model_validate(config)
     args = parse_args(config["applications"][0]["args"])
     assert args.experts.host == "node"
+    assert config["logging_config"] == {"encoding": values["serve"].get("logEncoding", "TEXT")}
     documents = [d for d in render(values) if d["metadata"]["name"].endswith("-policy")]
     assert bool(documents) == (args.experts.elastic or args.router.elastic)
     for document in documents:
