@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ def merged(*parts: Document) -> Document:
     return result
 
 
-def texts(values: Document, *, chart: Path = CHART, name: str = RELEASE, namespace: str = NAMESPACE) -> dict[str, str]:
+def texts(values: Document, *, chart: Path = CHART) -> dict[str, str]:
     """Template -> what it renders.
 
     Raises:
@@ -53,21 +55,27 @@ def texts(values: Document, *, chart: Path = CHART, name: str = RELEASE, namespa
     with helm_python.Chart.load(chart) as loaded:
         try:
             loaded.validate_schema(values)
-            return loaded.render(values, name=name, namespace=namespace)
+            return loaded.render(values, name=RELEASE, namespace=NAMESPACE)
         except (helm_python.HelmValuesError, helm_python.HelmRenderError) as error:
             raise Refused(str(error)) from None
 
 
-def render(values: Document, **options: Any) -> list[Document]:
+def render(values: Document, *, chart: Path = CHART) -> list[Document]:
     """All Kubernetes objects, in the order of the templates' names."""
-    manifests = texts(values, **options)
-    return [
+    return json.loads(_rendered(json.dumps(values), chart))
+
+
+@cache
+def _rendered(values: str, chart: Path) -> str:
+    """As JSON, so that nobody changes what another test gets."""
+    documents = [
         document
-        for template, text in sorted(manifests.items())
+        for template, text in sorted(texts(json.loads(values), chart=chart).items())
         if not template.endswith("NOTES.txt")
-        for document in yaml.safe_load_all(text)
+        for document in yaml.load_all(text, yaml.CSafeLoader)
         if document is not None
     ]
+    return json.dumps(documents)
 
 
 def only(documents: list[Document], kind: str, name: str | None = None) -> Document:
@@ -77,9 +85,9 @@ def only(documents: list[Document], kind: str, name: str | None = None) -> Docum
     return found[0]
 
 
-def ray_service(values: Document, **options: Any) -> Document:
+def ray_service(values: Document, *, chart: Path = CHART) -> Document:
     """The RayService that `values` render."""
-    return only(render(values, **options), "RayService")
+    return only(render(values, chart=chart), "RayService")
 
 
 def pods(service: Document) -> dict[str, Document]:

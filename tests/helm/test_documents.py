@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 import helm_python
 import pytest
+import yaml
 
 from tests.helm import schemas
-from tests.helm.charts import CHART, CI_FILES, NEEDED, Document, ci, merged, only, pods, ray_service, render
+from tests.helm.charts import CHART, CI_FILES, NEEDED, Document, ci, merged, only, pods, ray_service, render, texts
 
 EVERYTHING: Document = merged(
     ci("mixed-gpu"),
@@ -127,9 +127,18 @@ def test_extra_objects_are_rendered_as_templates() -> None:
     only(render(EVERYTHING), "ConfigMap", "es-own")
 
 
-def test_notes_hold_the_commands_to_try() -> None:
-    from tests.helm.charts import texts
+def test_an_install_leaves_the_test_pod_to_helm_test() -> None:
+    """Helm's own install, as far as it goes without a cluster."""
+    release = helm_python.Config(storage_driver="memory").install(
+        CHART, "es", ci("mixed-gpu"), namespace="llm", dry_run="client"
+    )
+    kinds = {document["kind"] for document in yaml.safe_load_all(str(release["manifest"])) if document}
+    assert "RayService" in kinds
+    assert "Pod" not in kinds
+    assert kinds | {"Pod"} == {document["kind"] for document in render(ci("mixed-gpu"))}
 
+
+def test_notes_hold_the_commands_to_try() -> None:
     notes = texts(ci("mixed-gpu"))["expertscale/templates/NOTES.txt"]
     for part in ("port-forward svc/mixed-serve-svc", "/v1/chat/completions", "Bearer $API_KEY", "patch raycluster"):
         assert part in notes
@@ -137,4 +146,4 @@ def test_notes_hold_the_commands_to_try() -> None:
 
 def test_the_packaged_chart_renders_the_same_without_the_repository(tmp_path: Path) -> None:
     archive = Path(helm_python.package(CHART, destination=tmp_path))
-    assert json.dumps(render(EVERYTHING, chart=archive)) == json.dumps(render(EVERYTHING))
+    assert render(EVERYTHING, chart=archive) == render(EVERYTHING)

@@ -1,4 +1,4 @@
-"""Ray's own autoscaler reads the worker groups: what it takes them for, and which of them it starts for our replicas."""
+"""Ray's own autoscaler reads the worker groups: what it takes them for, which of them it starts for our replicas."""
 
 from __future__ import annotations
 

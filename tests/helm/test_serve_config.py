@@ -1,4 +1,4 @@
-"""The Serve config inside the RayService passes Ray's schema, ours, the policy's check, and the whole `check` of a config."""
+"""The Serve config in the RayService passes Ray's schema, ours, the policy's, and the check run before a start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def args_of(values: Document) -> Document:
 
 
 def in_pod(tmp_path: Path, values: Document) -> Path:
-    """The config as a file, with what it finds in a pod laid where this machine has it: the demo model for the model."""
+    """The config as a file, with what it finds in a pod laid where this machine has it: the demo as model."""
     folder = tmp_path / "etc-expertscale"
     for name in ("api-keys", "admin-keys"):
         (folder / name).mkdir(parents=True)
@@ -62,6 +62,7 @@ def test_it_passes_rays_schema_ours_and_the_policys(values: Document, tmp_path: 
     ServeDeploySchema.model_validate(config)
     args = parse_args(config["applications"][0]["args"])
     assert args.experts.host == "node"
+    assert config["logging_config"] == {"encoding": values["serve"].get("logEncoding", "TEXT")}
     documents = [d for d in render(values) if d["metadata"]["name"].endswith("-policy")]
     assert bool(documents) == (args.experts.elastic or args.router.elastic)
     for document in documents:

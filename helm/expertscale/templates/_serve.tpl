@@ -19,5 +19,6 @@
 {{- $_ := set $app "autoscaling_policy" (dict "policy_function" "autoscale.serve_policy:ServePolicy" "policy_kwargs" $kwargs) -}}
 {{- end -}}
 {{- $http := dict "host" "0.0.0.0" "port" .Values.serve.port -}}
-{{- toYaml (dict "proxy_location" "EveryNode" "http_options" $http "applications" (list $app)) -}}
+{{- $logging := dict "encoding" .Values.serve.logEncoding -}}
+{{- toYaml (dict "proxy_location" "EveryNode" "http_options" $http "logging_config" $logging "applications" (list $app)) -}}
 {{- end -}}
