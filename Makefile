@@ -30,7 +30,7 @@ test: setup programs
 
 # What tests drive besides Python; without it they skip.
 programs:
-	@sh infra/install-debian.sh chromium
+	@sh infra/install-debian.sh chromium kubernetes-client:kubectl
 
 # Three minutes at each level of steady load instead of one; nothing else may use the machine meanwhile.
 test-steady: setup

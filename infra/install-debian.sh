@@ -1,10 +1,11 @@
 #!/bin/sh
-# Install the Debian packages named as arguments, those whose program of the same name is missing, where we may.
+# Install the Debian packages named as arguments, those whose program is missing, where we may. PACKAGE:PROGRAM where the
+# program has another name than the package.
 # Never fails: a test that needs a program which is not there skips, and says which.
 set -u
 missing=
-for package in "$@"; do
-    command -v "$package" >/dev/null || missing="$missing $package"
+for argument in "$@"; do
+    command -v "${argument##*:}" >/dev/null || missing="$missing ${argument%%:*}"
 done
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" -eq 0 ]; then

@@ -278,6 +278,10 @@ class _Handler(BaseHTTPRequestHandler):
             code = refusal.code
             answer = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "metadata": {}}
             answer |= {"message": str(refusal), "reason": refusal.reason, "code": code}
+            if code == 422:
+                # All that older kubectls print of it.
+                causes = [{"reason": "FieldValueInvalid", "message": str(refusal), "field": "spec"}]
+                answer["details"] = {"name": self.asked[2], "kind": self.asked[1], "causes": causes}
         self.state.requests.append(Request(*self.asked, self.content_type, code))
         if answer is not None:
             raw = json.dumps(answer).encode()
