@@ -30,7 +30,7 @@ test: setup programs
 
 # What tests drive besides Python; without it they skip.
 programs:
-	@sh infra/install-debian.sh chromium prometheus
+	@sh infra/install-debian.sh chromium prometheus kubernetes-client:kubectl
 
 # The table of all metrics, from cluster/metrics.py; a test says when it is out of date.
 metrics: setup

@@ -9,23 +9,21 @@ back is therefore free only in a later one.
     replicas   expert replicas                    1
     pool       expert replicas of that pool       1, bounded by the pool's own `max_replicas`
 
-A budget given as pool -> number bounds the pools it names, and no other. Replicas whose number the configuration fixes
+A budget given as pool -> number bounds the pools it names, and no other; one that the cluster gives (`cluster_budget`)
+bounds all pools together and each that its machines can run. Replicas whose number the configuration fixes
 hold their part of it before anything is decided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from autoscale.pools import Scalable, Unit, units_of
 from autoscale.signals import UnitFacts
-from autoscale.spec import BudgetSpec, PolicySpec
+from autoscale.spec import Account, PolicySpec
 
 ROUNDING = 1e-6
 """Amounts are sums of fractions such as 0.1."""
-
-Account = tuple[str, str | None]
-"""A resource, and the pool it is bounded in, None for all pools together."""
 
 
 class Ledger:
@@ -140,13 +138,7 @@ def _amounts(facts: UnitFacts) -> list[tuple[Account, float]]:
 
 
 def _limits(spec: PolicySpec) -> dict[Account, float]:
-    limits: dict[Account, float] = {}
-    budget: BudgetSpec = spec.budget
-    for resource, bound in (("gpus", budget.gpus), ("cpus", budget.cpus), ("replicas", budget.replicas)):
-        if isinstance(bound, Mapping):
-            limits.update({(resource, pool): float(amount) for pool, amount in bound.items()})
-        elif bound is not None:
-            limits[(resource, None)] = float(bound)
+    limits = spec.budget.limits
     for pool, policy in spec.pools.items():
         if policy.max_replicas is not None:
             limits[("pool", pool)] = float(policy.max_replicas)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autoscale.signals import ROUTER, Fleet, UnitFacts
 from cluster.config import HOME_POOL, AppConfig, EmulateSpec, ResourceSpec, deployment_name
+from cluster.nodes.offers import ACCELERATOR_LABEL
 
 
 def fleet_of(config: AppConfig) -> Fleet:
@@ -31,6 +32,7 @@ def fleet_of(config: AppConfig) -> Fleet:
 
 
 def _unit(name: str, group: str | None, pool: str, resources: ResourceSpec, emulate: EmulateSpec | None) -> UnitFacts:
+    accelerator = {} if resources.accelerator_type is None else {ACCELERATOR_LABEL: resources.accelerator_type}
     return UnitFacts(
         name=name,
         group=group,
@@ -38,4 +40,5 @@ def _unit(name: str, group: str | None, pool: str, resources: ResourceSpec, emul
         gpus=resources.num_gpus,
         cpus=resources.num_cpus,
         speed_rows_per_s=emulate.rows_per_s if emulate else None,
+        selector={**accelerator, **resources.label_selector},
     )

@@ -139,7 +139,7 @@ def _budgets(known: _Known) -> Iterator[Fault]:
         limit = getattr(known.spec.budget, cost)
         if isinstance(limit, dict):
             yield from _by_pool(known, cost, f"budget.{cost}", limit)
-        elif limit is not None and (need := _need(known, cost, frozenset(known.pools))) > limit + TINY:
+        elif not isinstance(limit, str | None) and (need := _need(known, cost, frozenset(known.pools))) > limit + TINY:
             yield _too_little(known, f"budget.{cost}", limit, need)
     bounded = {name: pool.max_replicas for name, pool in known.spec.pools.items() if pool.max_replicas is not None}
     yield from _by_pool(known, "replicas", "pools", bounded, ".max_replicas")

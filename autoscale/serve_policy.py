@@ -7,8 +7,9 @@ Named in the application's config:
       policy_kwargs: {policy_file: autoscale/policies/default.yaml}
 
 One tick: reload the policy file where it has changed, take in reports (`observer`), count replicas (`leaving`), decide
-(`policy`), tell the Directory (`controller_link`). A tick never blocks and never raises: an exception here would stop
-the update of every application of the controller. A deployment that is left out of the answer keeps what it has.
+(`policy`) within what the cluster gives (`under`), tell the Directory (`controller_link`). A tick never blocks and
+never raises: an exception here would stop the update of every application of the controller. A deployment that is left
+out of the answer keeps what it has.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from autoscale.observer import Observer
 from autoscale.policy import Decision, PolicyState, decide
 from autoscale.policy_file import PolicyFile, check_against, read
 from autoscale.schedule import Schedule
-from autoscale.signals import ROUTER, Fleet, UnitCounts
+from autoscale.signals import ROUTER, Fleet, Signals, UnitCounts
 from autoscale.spec import PolicySpec
+from autoscale.under import Under
 from cluster.config import AppConfig, parse_args, resolve
 from cluster.decisions import KEPT_DECISIONS, DecisionRecord, PolicyReport
 from cluster.errors import ConfigError
@@ -60,6 +62,7 @@ class ServePolicy:
         self._details: Details | None = None
         self._fleet: Fleet | None = None
         self._observer: Observer | None = None
+        self._under = Under()
         self._decided_at = float("-inf")
         self._complaint = ""
 
@@ -100,26 +103,32 @@ class ServePolicy:
         if self._file is None or self._fleet is None or self._observer is None:
             return {}
         self._file.refresh()
-        spec = self._spec(self._file, wall_s)
+        spec = self._spec(self._file, wall_s, now)
         targets: dict[str, int] = {}
         if spec is not None:
             units = {key.name: context for key, context in contexts.items()}
-            decision = self._decide(self._observer, self._fleet, spec, units, now)
+            signals = self._signals(self._observer, self._fleet, spec, units, now)
+            decision = decide(signals, spec, self._fleet, self._state, now)
             self._remember(decision, now, wall_s)
             targets = dict(decision.targets)
+            self._prewarm(self._file, signals, now, wall_s)
             moving = any(context.target_num_replicas != context.current_num_replicas for context in units.values())
             self._link.watch_closely(moving or bool(decision.changes) or self._leaving.any)
         self._link.report(self._report(self._file))
         return targets
 
-    def _decide(
+    def _signals(
         self, observer: Observer, fleet: Fleet, spec: PolicySpec, units: Mapping[str, Any], now: float
-    ) -> Decision:
+    ) -> Signals:
         for name in {*fleet.units, ROUTER} & units.keys():
             observer.see(name, _reports(units[name]), now, spec.signals.window_s)
         counts = {name: self._counts(name, context) for name, context in units.items() if name in fleet.units}
-        signals = observer.signals(counts, ROUTER, spec.signals, now)
-        return decide(signals, spec, fleet, self._state, now)
+        return observer.signals(counts, ROUTER, spec.signals, now)
+
+    def _prewarm(self, file: PolicyFile, signals: Signals, now: float, wall_s: float) -> None:
+        if file.spec is not None and self._fleet is not None:
+            at = datetime.fromtimestamp(wall_s, UTC)
+            self._under.prewarm(file.spec, self._fleet, signals, self._state.watched, now, at)
 
     def _counts(self, name: str, context: Any) -> UnitCounts:
         # Running ones beyond the target are about to stop, whoever lowered it: they are no capacity, and hold devices.
@@ -147,14 +156,19 @@ class ServePolicy:
         self._details = details
         self._leaving.details(details.stopping, details.asked_at)
 
-    def _spec(self, file: PolicyFile, wall_s: float) -> PolicySpec | None:
-        """The policy in force with the schedules of this moment."""
+    def _spec(self, file: PolicyFile, wall_s: float, now: float) -> PolicySpec | None:
+        """The policy in force with the schedules of this moment and what the cluster gives; None for no decision."""
         spec = file.spec
-        if spec is None:
+        if spec is None or self._fleet is None:
             return None
+        self._under.follow(spec)
         if self._schedule is None or self._schedule[0] is not spec:
             self._schedule = (spec, Schedule(spec))
-        return self._schedule[1].in_force(datetime.fromtimestamp(wall_s, UTC))
+        scheduled = self._schedule[1].in_force(datetime.fromtimestamp(wall_s, UTC))
+        budgeted = self._under.budgeted(scheduled, self._fleet, now)
+        if budgeted is None:
+            self._held_back = ()
+        return budgeted
 
     def _misfits(self, spec: PolicySpec) -> list[str]:
         """What a policy names that is not there."""
@@ -166,8 +180,9 @@ class ServePolicy:
             version=file.version_hash,
             loaded_at=file.loaded_at,
             error=file.error,
-            held_back=self._held_back,
+            held_back=(*self._under.notes, *self._held_back),
             decisions=tuple(self._records),
+            cluster=self._under.report(),
         )
 
 

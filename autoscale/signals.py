@@ -21,6 +21,7 @@ class UnitFacts:
     """What one replica of a unit takes, fixed by the deployed configuration.
 
     group: None for the routers. speed_rows_per_s: expected before one was measured; None where nobody knows.
+    selector: the labels of nodes on which it may run, in Ray's words.
     """
 
     name: str
@@ -29,6 +30,7 @@ class UnitFacts:
     gpus: float = 0.0
     cpus: float = 0.0
     speed_rows_per_s: float | None = None
+    selector: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
 
+from autoscale.capacity_spec import KubernetesSpec, PrewarmSpec
 from autoscale.cron import check_cron, check_timezone
 from cluster.config import Count, Number, Positive, PositiveSeconds, Spec
+from cluster.nodes.offers import Resource
 from cluster.sentences import Fault, refuse
+
+Account = tuple[str, str | None]
+"""A resource, and the pool it is bounded in, None for all pools together."""
 
 Share = Annotated[Number, Field(gt=0, lt=1)]
 Seconds = Annotated[Number, Field(ge=0, le=86400)]
@@ -22,11 +27,32 @@ Amount = Annotated[Number, Field(ge=0, le=1_000_000)]
 AboveZero = Annotated[Number, Field(gt=0)]
 
 # The tags keep pydantic from reporting one error for each alternative; they are no part of the key.
-_ALL, _BY_POOL = "(all pools)", "(by pool)"
-TAGS = frozenset({_ALL, _BY_POOL})
+_ALL, _BY_POOL, _GIVEN = "(all pools)", "(by pool)", "(given)"
+TAGS = frozenset({_ALL, _BY_POOL, _GIVEN})
 _BY_KIND = Discriminator(lambda value: _BY_POOL if isinstance(value, dict) else _ALL)
 
-Amounts = Annotated[Annotated[Amount, Tag(_ALL)] | Annotated[dict[str, Amount], Tag(_BY_POOL)], _BY_KIND]
+Source = Literal["cluster", "nodes"]
+"""In place of a number: what the cluster can give, by its worker groups' limits, or by the nodes there are now too."""
+
+
+def _source(value: Any) -> Any:
+    if value not in get_args(Source):
+        raise ValueError("Input should be a number, pool -> number, 'cluster' or 'nodes'")
+    return value
+
+
+def _amount_kind(value: Any) -> str:
+    # A number in quotes is a number, as everywhere.
+    if isinstance(value, str) and not value.strip().replace(".", "", 1).isdecimal():
+        return _GIVEN
+    return _BY_POOL if isinstance(value, dict) else _ALL
+
+
+_Source = Annotated[Source, BeforeValidator(_source)]
+Amounts = Annotated[
+    Annotated[Amount, Tag(_ALL)] | Annotated[dict[str, Amount], Tag(_BY_POOL)] | Annotated[_Source, Tag(_GIVEN)],
+    Discriminator(_amount_kind),
+]
 Counts = Annotated[Annotated[Count, Tag(_ALL)] | Annotated[dict[str, Count], Tag(_BY_POOL)], _BY_KIND]
 
 
@@ -146,12 +172,44 @@ class ForecastSpec(Spec):
 class BudgetSpec(Spec):
     """What all replicas together may hold at any moment, those that start and those that still drain included.
 
-    gpus, cpus: of routers and expert replicas; replicas: expert replicas only. Each a number, or pool -> number.
+    gpus, cpus: of routers and expert replicas; replicas: expert replicas only. Each a number, or pool -> number; of
+    gpus and cpus also whatever the cluster can give, which is known only once it was asked: see `given`.
     """
 
     gpus: Amounts | None = None
     cpus: Amounts | None = None
     replicas: Counts | None = None
+
+    _given: Mapping[Account, float] = PrivateAttr(default_factory=dict)
+
+    @property
+    def asks(self) -> dict[Resource, Source]:
+        """The resources of which the cluster is to say how much there is."""
+        asked: dict[Resource, Source] = {}
+        if isinstance(self.gpus, str):
+            asked["gpus"] = self.gpus
+        if isinstance(self.cpus, str):
+            asked["cpus"] = self.cpus
+        return asked
+
+    def given(self, amounts: Mapping[Account, float]) -> BudgetSpec:
+        """This budget once the cluster has said what it can give."""
+        copied = self.model_copy()
+        copied._given = dict(amounts)
+        return copied
+
+    @property
+    def limits(self) -> dict[Account, float]:
+        """All that is bounded, as numbers."""
+        limits: dict[Account, float] = {}
+        for resource, bound in (("gpus", self.gpus), ("cpus", self.cpus), ("replicas", self.replicas)):
+            if isinstance(bound, str):
+                limits |= {account: amount for account, amount in self._given.items() if account[0] == resource}
+            elif isinstance(bound, Mapping):
+                limits |= {(resource, pool): float(amount) for pool, amount in bound.items()}
+            elif bound is not None:
+                limits[(resource, None)] = float(bound)
+        return limits
 
 
 _Scaling = TypeVar("_Scaling", ScalingSpec, RouterScaling)
@@ -246,6 +304,8 @@ class PolicySpec(Spec):
     forecast: ForecastSpec = ForecastSpec()
     schedule: tuple[ScheduleEntry, ...] = ()
     signals: SignalsSpec = SignalsSpec()
+    prewarm: PrewarmSpec | None = None
+    kubernetes: KubernetesSpec = KubernetesSpec()
 
     # The schedule entries of the moment this policy is for: part of what it is, but not of the file.
     _active: tuple[ScheduleEntry, ...] = PrivateAttr(default=())

@@ -5,6 +5,7 @@ Plain data, sent whole each time, so that a Directory that has restarted lacks n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,7 @@ class PolicyReport:
 
     file: as the configuration names it. version: a short hash of the text in force. loaded_at: Unix seconds.
     error: why the file as it is now is not in force; None where it is. held_back: what it would do if it could.
+    cluster: what the cluster under it gives, and what is wrong there; None where the policy asks nothing of it.
     """
 
     file: str
@@ -49,6 +51,7 @@ class PolicyReport:
     error: str | None = None
     held_back: tuple[str, ...] = ()
     decisions: tuple[DecisionRecord, ...] = ()
+    cluster: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The part of `/v1/cluster` beside the decisions."""
@@ -58,4 +61,5 @@ class PolicyReport:
             "loaded_at": self.loaded_at,
             "error": self.error,
             "held_back": list(self.held_back),
+            "cluster": self.cluster,
         }

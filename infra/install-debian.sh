@@ -1,11 +1,12 @@
 #!/bin/sh
-# Install the Debian packages named as arguments, those whose program of the same name is missing, where we may.
+# Install the Debian packages named as arguments, those whose program is missing, where we may. PACKAGE:PROGRAM where the
+# program has another name than the package.
 # Never fails: a test that needs a program which is not there skips, and says which. A service that comes with a package
 # is stopped and disabled: the tests start the program themselves.
 set -u
 missing=
-for package in "$@"; do
-    command -v "$package" >/dev/null || missing="$missing $package"
+for argument in "$@"; do
+    command -v "${argument##*:}" >/dev/null || missing="$missing ${argument%%:*}"
 done
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" -eq 0 ]; then
@@ -21,12 +22,12 @@ command -v apt-get >/dev/null || {
     exit 0
 }
 echo "Installing$missing (Debian packages) ..."
-# shellcheck disable=SC2086  # a list of words
-{ timeout 120 $as_root apt-get update -qq &&
-    timeout 300 $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } \
-    >/dev/null 2>&1 ||
-    echo "Could not be installed:$missing; the tests that need them are skipped." >&2
+timeout 120 $as_root apt-get update -qq >/dev/null 2>&1
+# One by one: a package that this Debian does not have must not take the others with it.
 for package in $missing; do
+    timeout 300 $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$package" \
+        >/dev/null 2>&1 ||
+        echo "Could not be installed: $package; the tests that need it are skipped." >&2
     # Neither fails the whole: there may be no systemd, and no service of that name.
     if [ -d /run/systemd/system ]; then
         $as_root systemctl disable --now "$package" >/dev/null 2>&1

@@ -52,6 +52,7 @@ RAY_SHELLS = {
     "deployments.router.affinity",
     "deployments.router.deployment",
     "deployments.targets",
+    "autoscale.cluster_link",
     "autoscale.controller_link",
 }
 LOCAL_TRANSPORT = "deployments.router.runtime"

@@ -39,7 +39,12 @@ INVALID: list[tuple[dict[str, Any], str, str, str]] = [
     ({"version": True}, "version", "True", "Input should be 1"),
     ({"version": 1.0}, "version", "1.0", "Input should be 1"),
     ({"version": "1"}, "version", "'1'", "Input should be 1"),
-    (with_parts(default={}), "default", "unknown key", "budget, defaults, forecast, groups, pools, router, schedule"),
+    (
+        with_parts(default={}),
+        "default",
+        "unknown key",
+        "defaults, forecast, groups, kubernetes, pools, prewarm, router",
+    ),
     (with_parts(defaults={"max": 3}), "defaults.max", "unknown key", "downscale, hysteresis, max_replicas"),
     (with_parts(defaults=3), "defaults", "3", "a valid dictionary"),
     (with_parts(defaults={"min_replicas": 0}), "defaults.min_replicas", "0", "greater than or equal to 1"),

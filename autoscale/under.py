@@ -1,0 +1,104 @@
+"""The cluster under a policy, tick by tick: its budget in numbers, machines before its peaks, and what to tell of both.
+
+Holds the link to the cluster while the policy in force wants something of it, or something is still to be let go; knows
+no Serve. Where the policy wants nothing, nothing is made and nothing is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Protocol
+
+from autoscale.capacity_spec import KubernetesSpec
+from autoscale.cluster_budget import Given, budget_of
+from autoscale.cluster_link import ClusterLink, Wanted
+from autoscale.measure import Watched
+from autoscale.prewarming import Outlook
+from autoscale.signals import Fleet, Signals
+from autoscale.spec import Account, PolicySpec
+from cluster.nodes.keeper import Prewarm
+
+
+class Link(Protocol):
+    """As `ClusterLink`."""
+
+    @property
+    def latest(self) -> Given | None: ...
+
+    def want(self, wanted: Wanted) -> None: ...
+
+
+class Under:
+    """notes: sentences on the budget, of the last tick."""
+
+    def __init__(self) -> None:
+        self.notes: tuple[str, ...] = ()
+        self._link: Link | None = None
+        self._asked: KubernetesSpec | None = None
+        self._outlook = Outlook()
+        self._amounts: Mapping[Account, float] | None = {}
+        self._budgeted: tuple[PolicySpec, Mapping[Account, float], PolicySpec] | None = None
+
+    def follow(self, spec: PolicySpec) -> None:
+        """The policy file in force: make or drop the link, as it wants one."""
+        wants = bool(spec.budget.asks) or spec.prewarm is not None
+        given = None if self._link is None else self._link.latest
+        if self._link is not None and self._asked != spec.kubernetes:
+            self._link = None
+        if not wants:
+            if self._link is not None and given is not None and not given.letting_go:
+                self._link = None
+            if self._link is not None:
+                # The policy does not pre-warm any more: what it has raised goes back to what was found.
+                self._link.want(Wanted(prewarm=Prewarm()))
+            return
+        if self._link is None:
+            self._link, self._asked = ClusterLink(spec.kubernetes), spec.kubernetes
+            self._link.want(_wanted(spec, None))
+
+    def budgeted(self, spec: PolicySpec, fleet: Fleet, now: float) -> PolicySpec | None:
+        """`spec` with numbers for what it leaves to the cluster; None where they are not known, so nothing is decided.
+
+        The same object as long as nothing changes.
+        """
+        found = budget_of(spec, fleet, None if self._link is None else self._link.latest, now)
+        self.notes, self._amounts = found.notes, found.amounts
+        if found.amounts is None or not spec.budget.asks:
+            return None if found.amounts is None else spec
+        last = self._budgeted
+        if last is None or last[0] is not spec or last[1] != found.amounts:
+            self._budgeted = last = (spec, found.amounts, _in_numbers(spec, found.amounts))
+        return last[2]
+
+    def prewarm(
+        self,
+        file: PolicySpec,
+        fleet: Fleet,
+        signals: Signals,
+        watched: Mapping[str, Watched],
+        now: float,
+        at: datetime,
+    ) -> None:
+        """Ask for the machines that the next peak takes. file: the policy as it was read. watched: as last decided."""
+        if file.prewarm is None or self._link is None or self._amounts is None:
+            return
+        seats = self._outlook.seats(_in_numbers(file, self._amounts), fleet, signals, watched, now, at)
+        release = self._outlook.may_release(file, now)
+        self._link.want(_wanted(file, Prewarm(seats, release, file.prewarm.worker_groups)))
+
+    def report(self) -> dict[str, Any] | None:
+        """For `/v1/cluster`; None where the cluster is not asked for anything."""
+        if self._link is None:
+            return None
+        given = self._link.latest or Given("not known yet")
+        read_at = None if given.read_at is None else round(given.read_at)
+        return {"source": given.source, "read_at": read_at, **given.shown, "troubles": list(given.troubles)}
+
+
+def _in_numbers(spec: PolicySpec, amounts: Mapping[Account, float]) -> PolicySpec:
+    return spec.model_copy(update={"budget": spec.budget.given(amounts)}) if spec.budget.asks else spec
+
+
+def _wanted(spec: PolicySpec, prewarm: Prewarm | None) -> Wanted:
+    return Wanted(bool(spec.budget.asks), "nodes" in spec.budget.asks.values(), prewarm)
