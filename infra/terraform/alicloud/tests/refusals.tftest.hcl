@@ -1,4 +1,4 @@
-# What the module refuses. One run spoils every variable at once, as each has a sentence of its own; node_pools has many.
+# What the module refuses. One run spoils all variables at once that no other one's check reads, as each has a sentence of its own; node_pools has many.
 
 mock_provider "alicloud" {}
 
@@ -15,7 +15,6 @@ run "every_variable" {
   variables {
     name                 = "a-name-longer-than-18"
     region               = "Hangzhou"
-    zones                = ["cn-hangzhou-h"]
     vpc_cidr             = "10.0.0.0/20"
     service_cidr         = "services"
     kubernetes_version   = "1.33"
@@ -23,8 +22,6 @@ run "every_variable" {
     registry_type        = "Free"
     redis_instance_class = "small"
     redis_password       = "onlylowercase"
-    router_pool          = "cpu"
-    expert_pools         = ["a10", "b200"]
     namespace            = "Expert"
     release              = "expert.scale"
   }
@@ -32,7 +29,6 @@ run "every_variable" {
   expect_failures = [
     var.name,
     var.region,
-    var.zones,
     var.vpc_cidr,
     var.service_cidr,
     var.kubernetes_version,
@@ -40,8 +36,6 @@ run "every_variable" {
     var.registry_type,
     var.redis_instance_class,
     var.redis_password,
-    var.router_pool,
-    var.expert_pools,
     var.namespace,
     var.release,
   ]
@@ -53,12 +47,48 @@ run "a_zone_elsewhere" {
   variables {
     zones          = ["cn-hangzhou-h", "cn-beijing-h"]
     redis_password = "Short-1"
-    expert_pools   = ["a10", "a10"]
   }
 
   expect_failures = [
     var.zones,
     var.redis_password,
+  ]
+}
+
+run "one_zone" {
+  command = plan
+
+  variables {
+    zones = ["cn-hangzhou-h"]
+  }
+
+  expect_failures = [
+    var.zones,
+  ]
+}
+
+run "pools_without_gpus_for_the_chart" {
+  command = plan
+
+  variables {
+    router_pool  = "cpu"
+    expert_pools = ["a10", "b200"]
+  }
+
+  expect_failures = [
+    var.router_pool,
+    var.expert_pools,
+  ]
+}
+
+run "a_pool_named_twice" {
+  command = plan
+
+  variables {
+    expert_pools = ["a10", "a10"]
+  }
+
+  expect_failures = [
     var.expert_pools,
   ]
 }

@@ -1,4 +1,4 @@
-# What the module refuses. One run spoils every variable at once, as each has a sentence of its own; node_pools has many.
+# What the module refuses. One run spoils all variables at once that no other one's check reads, as each has a sentence of its own; node_pools has many.
 
 mock_provider "aws" {
   mock_data "aws_partition" {
@@ -20,7 +20,6 @@ run "every_variable" {
   variables {
     name               = "a-name-longer-than-18"
     region             = "US East"
-    zones              = ["us-east-1a"]
     vpc_cidr           = "10.0.0.0/20"
     kubernetes_version = "1.33.2"
     admin_arns         = []
@@ -28,8 +27,6 @@ run "every_variable" {
     model_bucket       = "Models"
     redis_node_type    = "t3.small"
     redis_auth_token   = "short"
-    router_pool        = "cpu"
-    expert_pools       = ["a10g", "b200"]
     namespace          = "Expert"
     release            = "expert.scale"
   }
@@ -37,7 +34,6 @@ run "every_variable" {
   expect_failures = [
     var.name,
     var.region,
-    var.zones,
     var.vpc_cidr,
     var.kubernetes_version,
     var.admin_arns,
@@ -45,8 +41,6 @@ run "every_variable" {
     var.model_bucket,
     var.redis_node_type,
     var.redis_auth_token,
-    var.router_pool,
-    var.expert_pools,
     var.namespace,
     var.release,
   ]
@@ -56,14 +50,50 @@ run "a_zone_elsewhere_and_an_admin_without_arn" {
   command = plan
 
   variables {
-    zones        = ["us-east-1a", "eu-west-1a"]
-    admin_arns   = ["operators"]
-    expert_pools = ["l4", "l4"]
+    zones      = ["us-east-1a", "eu-west-1a"]
+    admin_arns = ["operators"]
   }
 
   expect_failures = [
     var.zones,
     var.admin_arns,
+  ]
+}
+
+run "one_zone" {
+  command = plan
+
+  variables {
+    zones = ["us-east-1a"]
+  }
+
+  expect_failures = [
+    var.zones,
+  ]
+}
+
+run "pools_without_gpus_for_the_chart" {
+  command = plan
+
+  variables {
+    router_pool  = "cpu"
+    expert_pools = ["a10g", "b200"]
+  }
+
+  expect_failures = [
+    var.router_pool,
+    var.expert_pools,
+  ]
+}
+
+run "a_pool_named_twice" {
+  command = plan
+
+  variables {
+    expert_pools = ["l4", "l4"]
+  }
+
+  expect_failures = [
     var.expert_pools,
   ]
 }
