@@ -1,4 +1,4 @@
-# Who may do what. Nodes may join and pull images; everything else belongs to one service account each (IRSA), never to a
+# Who may do what. Nodes may join and pull images; everything else belongs to named service accounts (IRSA), never to a
 # node. Policies are written with jsonencode, so that the tests can read them.
 
 data "aws_partition" "current" {}
@@ -10,10 +10,10 @@ locals {
   oidc_issuer    = trimprefix(aws_eks_cluster.this.identity[0].oidc[0].issuer, "https://")
 
   service_accounts = {
-    model-reader       = "${var.namespace}:${var.service_account}"
-    cluster-autoscaler = "kube-system:cluster-autoscaler"
-    ebs-csi            = "kube-system:ebs-csi-controller-sa"
-    vpc-cni            = "kube-system:aws-node"
+    model-reader       = [for pod in ["head", "worker"] : "${var.namespace}:${var.release}-${pod}"]
+    cluster-autoscaler = ["kube-system:cluster-autoscaler"]
+    ebs-csi            = ["kube-system:ebs-csi-controller-sa"]
+    vpc-cni            = ["kube-system:aws-node"]
   }
 }
 
@@ -70,7 +70,7 @@ resource "aws_iam_role" "service_account" {
       Principal = { Federated = aws_iam_openid_connect_provider.cluster.arn }
       Condition = {
         StringEquals = {
-          "${local.oidc_issuer}:sub" = "system:serviceaccount:${each.value}"
+          "${local.oidc_issuer}:sub" = [for account in each.value : "system:serviceaccount:${account}"]
           "${local.oidc_issuer}:aud" = "sts.amazonaws.com"
         }
       }

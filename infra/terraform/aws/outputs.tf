@@ -21,7 +21,7 @@ output "redis_address" {
 }
 
 output "model_reader_role_arn" {
-  description = "The role of the chart's service account."
+  description = "The role of the chart's service accounts."
   value       = aws_iam_role.service_account["model-reader"].arn
 }
 
@@ -40,4 +40,9 @@ output "node_pools" {
       max_nodes = group.scaling_config[0].max_size
     }
   }
+}
+
+output "helm_values" {
+  description = "Values for the chart: `terraform output -raw helm_values > cloud-values.yaml`."
+  value       = yamlencode(local.helm_values)
 }

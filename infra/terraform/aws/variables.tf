@@ -94,12 +94,14 @@ variable "node_pools" {
   description = <<-EOT
     Node pools by name. `pool` is what the chart selects (label expertscale.io/pool; by default the pool's name), so that an
     on-demand and a spot pool can serve one worker group. `gpu` is the type as Ray names it and gives the nodes the taint
-    nvidia.com/gpu; leave it out for a pool without GPUs. `price_per_hour` becomes a label that budgets are computed from.
+    nvidia.com/gpu; leave it out for a pool without GPUs. `price_per_hour` becomes a label that budgets are computed from. `pod_cpu` and
+    `pod_memory` are what a worker pod with one GPU asks for in the values this module hands to the chart.
   EOT
   type = map(object({
     instance_types          = list(string)
     pool                    = optional(string)
     gpu                     = optional(string)
+    gpus_per_node           = optional(number, 1)
     spot                    = optional(bool, false)
     min_nodes               = optional(number, 0)
     max_nodes               = number
@@ -107,10 +109,12 @@ variable "node_pools" {
     zones                   = optional(list(string))
     capacity_reservation_id = optional(string)
     price_per_hour          = optional(string)
+    pod_cpu                 = optional(number, 6)
+    pod_memory              = optional(string, "24Gi")
   }))
 
   default = {
-    system = {
+    cpu = {
       instance_types = ["m6i.2xlarge"]
       min_nodes      = 2
       max_nodes      = 4
@@ -138,8 +142,11 @@ variable "node_pools" {
     h100 = {
       instance_types = ["p5.48xlarge"]
       gpu            = "H100"
+      gpus_per_node  = 8
       max_nodes      = 1
       disk_gib       = 500
+      pod_cpu        = 20
+      pod_memory     = "200Gi"
     }
   }
 
@@ -156,6 +163,16 @@ variable "node_pools" {
   validation {
     condition     = alltrue([for pool in values(var.node_pools) : pool.min_nodes >= 0 && pool.max_nodes >= 1 && pool.max_nodes >= pool.min_nodes])
     error_message = "node_pools: 0 <= min_nodes <= max_nodes, and max_nodes at least 1."
+  }
+
+  validation {
+    condition = alltrue(flatten([
+      for name, pool in var.node_pools : [
+        for other_name, other in var.node_pools :
+        coalesce(pool.pool, name) != coalesce(other.pool, other_name) || pool.gpu == other.gpu
+      ]
+    ]))
+    error_message = "node_pools: node pools of one `pool` must have the same `gpu`."
   }
 
   validation {
@@ -216,8 +233,35 @@ variable "redis_auth_token" {
   }
 }
 
+variable "router_pool" {
+  description = "Pool (label expertscale.io/pool) whose GPUs run routers, in the values for the chart."
+  type        = string
+  default     = "a10g"
+
+  validation {
+    condition     = contains([for name, pool in var.node_pools : coalesce(pool.pool, name) if pool.gpu != null], var.router_pool)
+    error_message = "router_pool: must be the pool of a node pool with `gpu`."
+  }
+}
+
+variable "expert_pools" {
+  description = "Pools whose GPUs run experts, in this order. Append new ones: another order makes KubeRay build a new cluster."
+  type        = list(string)
+  default     = ["a10g", "l4", "h100"]
+
+  validation {
+    condition     = length(var.expert_pools) > 0 && length(distinct(var.expert_pools)) == length(var.expert_pools)
+    error_message = "expert_pools: one or more pools, each named once."
+  }
+
+  validation {
+    condition     = alltrue([for pool in var.expert_pools : contains([for name, each in var.node_pools : coalesce(each.pool, name) if each.gpu != null], pool)])
+    error_message = "expert_pools: every entry must be the pool of a node pool with `gpu`."
+  }
+}
+
 variable "namespace" {
-  description = "Kubernetes namespace the chart is installed in; only its service account may read models."
+  description = "Kubernetes namespace the chart is installed in; only service accounts in it may read models."
   type        = string
   default     = "expertscale"
 
@@ -227,14 +271,14 @@ variable "namespace" {
   }
 }
 
-variable "service_account" {
-  description = "Name of the chart's service account, which may read models."
+variable "release" {
+  description = "Name of the chart's release. Its pods' service accounts are RELEASE-head and RELEASE-worker."
   type        = string
   default     = "expertscale"
 
   validation {
-    condition     = can(regex("^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", var.service_account))
-    error_message = "service_account: a Kubernetes name: at most 63 lower-case letters, digits and hyphens."
+    condition     = can(regex("^[a-z]([a-z0-9-]{0,45}[a-z0-9])?$", var.release))
+    error_message = "release: at most 47 lower-case letters, digits and hyphens, beginning with a letter (KubeRay's rule)."
   }
 }
 
