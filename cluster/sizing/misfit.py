@@ -1,0 +1,58 @@
+"""What to say where a model does not fit: how much is missing, and what would do. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from cluster.sizing.gpus import GB, GpuPool
+from cluster.sizing.memory import PAGE_TOKENS, RouterMemory, Work
+from cluster.sizing.shape import Shape
+
+
+def gigabytes(size: float) -> str:
+    """`12.3 GB`, of 10^9 bytes each."""
+    return f"{size / GB:,.1f} GB"
+
+
+def router_misfit(router: RouterMemory, pools: Sequence[GpuPool], work: Work, reserve: float) -> str:
+    """No kind of GPU holds a router, or there are too few of the kinds that do."""
+    need = router.total_bytes
+    able = [pool for pool in pools if pool.memory_bytes * (1 - reserve) >= need]
+    if able:
+        counts = ", ".join(f"{pool.count} {pool.name}" for pool in able)
+        return f"--gpus: {work.routers} routers need a GPU each of {gigabytes(need)}, but there are only {counts}."
+    largest = max(pools, key=lambda pool: pool.memory_bytes)
+    room = largest.memory_bytes * (1 - reserve)
+    parts = f"{gigabytes(router.weights_bytes)} of weights, {gigabytes(router.kv_bytes)} of keys and values, "
+    parts += f"{gigabytes(router.step_bytes)} for a step"
+    sentence = (
+        f"--gpus: a router needs {gigabytes(need)} ({parts}), but {largest.name} gives {gigabytes(room)}: "
+        f"{gigabytes(need - room)} are missing; what would fit: a GPU of {gigabytes(need / (1 - reserve))}"
+    )
+    fewer = _tokens_that_fit(router, work, room)
+    return f"{sentence}, or --kv-tokens {fewer}." if fewer else f"{sentence}."
+
+
+def _tokens_that_fit(router: RouterMemory, work: Work, room: float) -> int:
+    """Tokens of keys and values for which there is room. What a step gathers of them shrinks too: left out."""
+    left = room - router.weights_bytes - router.step_bytes
+    pages = int(left / (router.kv_bytes / (work.kv_tokens / PAGE_TOKENS + 2))) - 2
+    return max(0, pages) * PAGE_TOKENS
+
+
+def experts_misfit(shape: Shape, left: Sequence[GpuPool], places: Sequence[int], reserve: float) -> str:
+    """The experts do not fit beside the routers. left: GPUs that are no router's; places: experts that one holds."""
+    held = sum(pool.count * each for pool, each in zip(left, places, strict=True))
+    missing = shape.places - held
+    needed, room = (count * shape.expert_bytes for count in (shape.places, held))
+    rest = ", ".join(f"{pool.count} {pool.name}" for pool in left if pool.count) or "no GPU is left"
+    more = [
+        f"{math.ceil(missing / each)} more {pool.name}" for pool, each in zip(left, places, strict=True) if each > 0
+    ]
+    least = shape.expert_bytes / (1 - reserve)
+    fits = " or ".join(more) or f"GPUs of more than {gigabytes(least)}, as one expert of one layer takes as much"
+    return (
+        f"--gpus: the experts need {gigabytes(needed)}, but beside the routers is room for {gigabytes(room)} ({rest}): "
+        f"{gigabytes(needed - room)} are missing; what would fit: {fits}."
+    )
