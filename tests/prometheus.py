@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ RAYS_LABELS = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId",
 RAYS_LABELS |= {"otel_scope_version", "otel_scope_schema_url"}
 """On every series, and no business of ours."""
 READY_S = 20.0
+SESSION_FLAG = "--session-dir="
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,25 @@ def promtool(*arguments: str, stdin: str = "") -> str:
     return said
 
 
-def metrics_urls(server: Server) -> list[str]:
-    """The metrics endpoint of each node of the server's own Ray, from the processes themselves."""
-    ports = []
+def session_folder(server: Server) -> Path:
+    """Where the server's own Ray keeps its files, from its processes."""
     for pid in server.pids():
-        command = psutil.Process(pid).cmdline()
-        for i, word in enumerate(command):
-            if word.startswith("--session-dir=") or word == "--session-dir":
-                folder = Path(word.partition("=")[2] or command[i + 1])
-                ports += [int(each.read_text()) for each in folder.glob("metrics_export_port_*")]
-    return [f"http://127.0.0.1:{port}/metrics" for port in sorted(set(ports))]
+        with contextlib.suppress(psutil.Error):
+            for word in psutil.Process(pid).cmdline():
+                if word.startswith(SESSION_FLAG):
+                    return Path(word.removeprefix(SESSION_FLAG))
+    raise RuntimeError("no process of the server names its session folder")
+
+
+def metrics_urls(server: Server) -> list[str]:
+    """The metrics endpoint of each node of the server's own Ray."""
+    ports = [int(each.read_text()) for each in session_folder(server).glob("metrics_export_port_*")]
+    return [f"http://127.0.0.1:{port}/metrics" for port in sorted(ports)]
+
+
+def discovery_file(server: Server) -> Path:
+    """The file that Ray's head writes for Prometheus."""
+    return session_folder(server) / "prom_metrics_service_discovery.json"
 
 
 def scraped(url: str) -> str:
