@@ -163,8 +163,8 @@ Ray and Serve add `application`, `deployment` and `replica` (in the Serve contro
 `sum by (group) (rate(ray_expertscale_sent_rows_total[1m]))`.
 """
 
-_BOUNDS = f"""`ray_expertscale_expert_rows_per_second` alone would have {{everything:,}} there: it names the busiest experts
-of each layer and sums up the rest, {MOST_EXPERT_SERIES} series at most at a time. No label holds words of clients,
-keys or request ids, so no client can make series. Every replica that is started has series of its own: its counters
-stay at Ray's agent until that node's Ray stops, its gauges end two report intervals after it.
+_BOUNDS = f"""`ray_expertscale_expert_rows_per_second` alone would have {{everything:,}} there: it names the busiest
+experts of each layer and sums up the rest, {MOST_EXPERT_SERIES} series at most at a time. No label holds words of
+clients, keys or request ids, so no client can make series. Every replica that is started has series of its own: its
+counters stay at Ray's agent until that node's Ray stops, its gauges end two report intervals after it.
 """

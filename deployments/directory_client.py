@@ -38,6 +38,7 @@ async def watch(
     groups: Sequence[str],
     *,
     digest: str,
+    on_heard: Callable[[], None] = lambda: None,
     poll_s: float = POLL_S,
     patience_s: float = PATIENCE_S,
     clock: Callable[[], float] = time.monotonic,
@@ -45,6 +46,7 @@ async def watch(
     """Long-poll the Directory for ever and call `on_view` with each view that differs from the one in use.
 
     digest: of this router's model, in hex: replicas of another one are none for it, not even to be counted.
+    on_heard: called with every answer, whether anything has changed or not.
     While the Directory is down or restarting the last view stays in use. Ends by cancellation only.
     """
     keeper = ViewKeeper(groups, patience_s=patience_s)
@@ -56,6 +58,7 @@ async def watch(
         wait_s = poll_s if left_s is None else min(poll_s, left_s)
         try:
             everybody: View = await call(handle.view.remote(heard, wait_s), wait_s + CALL_TIMEOUT_S)
+            on_heard()
             view = everybody.of(digest)
             chosen = keeper.accept(view, clock())
             if chosen != used:
@@ -151,6 +154,7 @@ class RouterLink:
         loads: Callable[[], LoadReport],
         period_s: float = REPORT_PERIOD_S,
         loads_period_s: float = LOADS_PERIOD_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._handle = handle
         self._groups = tuple(groups)
@@ -160,6 +164,8 @@ class RouterLink:
         self._loads = loads
         self._period_s = period_s
         self._loads_period_s = loads_period_s
+        self._clock = clock
+        self._heard_s = clock()
         self._said_last = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -170,9 +176,18 @@ class RouterLink:
         """Begin to watch and to report. Idempotent."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-            watching = watch(self._handle, self._on_view, self._groups, digest=self._digest)
+            self._heard()
+            watching = watch(self._handle, self._on_view, self._groups, digest=self._digest, on_heard=self._heard)
             work = (watching, self._report_forever(), self._report_loads_forever())
             self._tasks = [background(each) for each in work]
+
+    @property
+    def view_age_s(self) -> float:
+        """Seconds since the Directory last answered, or since the start; about `POLL_S` where nothing changes."""
+        return self._clock() - self._heard_s
+
+    def _heard(self) -> None:
+        self._heard_s = self._clock()
 
     async def stop(self) -> None:
         """End all tasks, then tell the loads a last time. Idempotent."""

@@ -23,6 +23,8 @@ from torch import Tensor
 from cluster.errors import FabricError, FrameError, ReplicaLostError
 from cluster.fabric.frames import Frame, Status
 from cluster.fabric.transport import ReferenceCodec
+from cluster.metrics import BATCH_ROWS, LAYER_SECONDS
+from cluster.tally import Tally
 
 Compute = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, counts int64 [E], rows [R, H] sorted by expert) -> [R, H] of the same dtype, unweighted; all on the CPU."""
@@ -52,12 +54,14 @@ class Job(Generic[Owner]):
 class Device(Generic[Owner]):
     """Queue and executor of one server, used by its thread alone; the counters may be read from others.
 
+    batch_rows, batch_s: how many rows batches had, and how long they took.
     running_since: when the computation that runs now began, by `time.perf_counter`; None while there is none.
     """
 
     def __init__(self, compute: Compute, *, rows_per_s: float | None, references: ReferenceCodec | None) -> None:
         self.rows = self.batches = self.frames = self.queue_rows = 0
         self.busy_s = 0.0
+        self.batch_rows, self.batch_s = Tally(BATCH_ROWS), Tally(LAYER_SECONDS)
         self.running_since: float | None = None
         self._compute = compute
         self._rows_per_s = rows_per_s
@@ -170,6 +174,8 @@ class Device(Generic[Owner]):
         self.rows += n_rows
         self.batches += 1
         self.busy_s += spent_s
+        self.batch_rows.add(n_rows)
+        self.batch_s.add(spent_s)
 
 
 def _rows_of(jobs: Sequence[Job[Any]]) -> int:

@@ -68,9 +68,9 @@ class DispatchStats:
     """Totals since the start.
 
     scatters: layers computed. tokens: of all of them together, so that a step of T tokens counts T in each MoE layer,
-    of which there are `layers`. resends: batches that had to be sent again. replicas: those in the present view, by id.
-    transport_bytes: both directions, by name of transport. hedges: late batches sent to a second replica as well.
-    probes: batches sent to a slow or avoided replica as well.
+    of which there are `layers`. scatter_s: from sending their rows to having all of them back.
+    resends: batches that had to be sent again. replicas: those in the present view, by id. transport_bytes: both
+    directions, by name of transport. hedges: late batches sent to a second replica as well. probes: batches sent to a slow or avoided replica as well.
     """
 
     layers: int
@@ -82,6 +82,7 @@ class DispatchStats:
     transport_bytes: dict[str, int]
     hedges: int = 0
     probes: int = 0
+    scatter_s: float = 0.0
 
 
 class Dispatcher:
@@ -137,6 +138,7 @@ class Dispatcher:
         self._tokens = 0
         self._traffic = {name: GroupTraffic() for name in self._names}
         self._scatters = self._resends = 0
+        self._scatter_s = 0.0
         self._view = View(Epoch("", 0))
 
     def update(self, view: View) -> None:
@@ -186,6 +188,7 @@ class Dispatcher:
             scatter.run(meanwhile)
         finally:
             self._scatters += 1
+            self._scatter_s += self._clock() - start_s
             self._resends += scatter.resends
         self._tokens += hidden.shape[0]
         self._loads[layer] += packed.counts
@@ -215,6 +218,7 @@ class Dispatcher:
             transport_bytes=transport_bytes(self._transport),
             hedges=0 if self._hedging is None else self._hedging.hedges,
             probes=0 if self._hedging is None else self._hedging.probes,
+            scatter_s=self._scatter_s,
         )
 
     def loads(self) -> dict[int, npt.NDArray[np.int64]]:

@@ -42,7 +42,10 @@ class ServedGroup:
 
 @dataclass(frozen=True)
 class ServerStats:
-    """Totals since the start (rows, batches, frames, busy_s) and levels now (queue_rows, connections, references)."""
+    """Totals since the start (rows, batches, frames, busy_s) and levels now (queue_rows, connections, references).
+
+    batch_rows, batch_s: how many batches had so many rows, and took so long; buckets as in `cluster.metrics`.
+    """
 
     rows: int
     batches: int
@@ -51,6 +54,8 @@ class ServerStats:
     queue_rows: int
     connections: int
     references: int
+    batch_rows: tuple[int, ...] = ()
+    batch_s: tuple[int, ...] = ()
 
 
 class ExpertServer:
@@ -142,6 +147,8 @@ class ExpertServer:
             queue_rows=device.queue_rows,
             connections=len(self._connections.routers),
             references=self._held_references,
+            batch_rows=tuple(device.batch_rows.counts),
+            batch_s=tuple(device.batch_s.counts),
         )
 
     def drain(self, timeout_s: float) -> bool:

@@ -18,10 +18,13 @@ from cluster.blueprint import Blueprint
 from cluster.config import HOME_POOL, AppConfig, EmulateSpec
 from cluster.keys import cluster_key
 from cluster.membership import State
+from cluster.metering import Meter, Publishing
+from cluster.ray_metrics import RayInstruments
 from cluster.serve_logging import log_through_serve
 from cluster.stats import ReplicaStats
 from deployments.directory_client import Registration
 from deployments.experts.farewell import until_spared
+from deployments.experts.metering import tell
 from deployments.node import device_of, listen_host, node_id
 from deployments.start_trouble import telling
 
@@ -75,10 +78,13 @@ class ExpertGroup:
         self._meter = _Meter()
         self._started_at, self._reports = time.monotonic(), 0
         self._refused = False
+        self._pool = pool
+        self._publishing = Publishing(self._tell, Meter(RayInstruments()))
         self._registration = Registration(
             directory, self._replica.record(State.READY), self._stats, on_refused=self._on_refused
         )
         self._registration.start()
+        self._publishing.start()
         logger.info(
             "%s: %.1f MiB of experts, %.0f rows per second",
             self._replica.group,
@@ -123,11 +129,17 @@ class ExpertGroup:
         await until_spared(self._directory, record, lambda: server.stats().connections, self._longest_s)
         await asyncio.to_thread(self._replica.drain, self._timeout_s)
         await self._registration.leave()
+        self._publishing.stop()
         await asyncio.to_thread(self._replica.close)
 
     def _stats(self) -> ReplicaStats:
         stats = self._replica.server.stats()
         return ReplicaStats(rows=stats.rows, utilization=self._meter.share(stats.busy_s), queue_rows=stats.queue_rows)
+
+    def _tell(self, meter: Meter) -> None:
+        replica = self._replica
+        speed = replica.speed_rows_per_s
+        tell(meter, replica.server.stats(), speed_rows_per_s=speed, group=replica.group, pool=self._pool)
 
     def _on_refused(self) -> None:
         self._refused = True

@@ -17,7 +17,9 @@ from cluster.config import AppConfig
 from cluster.errors import RouterStoppingError
 from cluster.keys import cluster_key
 from cluster.loads import LoadReport
-from cluster.membership import View
+from cluster.membership import Epoch, View
+from cluster.metering import Meter, Publishing
+from cluster.ray_metrics import RayInstruments
 from cluster.serve_logging import log_through_serve
 from cluster.snapshot import ROUTER
 from cluster.stats import RouterStats
@@ -27,6 +29,7 @@ from deployments.generation import GenerationRequest, Pulse, TokenChunk
 from deployments.node import device_of, node_id
 from deployments.rollout import wait_for_experts, wait_for_front
 from deployments.router.affinity import may_answer
+from deployments.router.metering import tell_engine, tell_fabric, tell_view
 from deployments.router.outbox import generate
 from deployments.router.pace import Pace
 from deployments.start_trouble import telling
@@ -58,7 +61,9 @@ class Router:
         self._local = args.experts.transport == "local"
         self._meter = LoadMeter(self._id)
         self._pace = Pace(args.router.chunks_per_s)
-        groups = () if self._local else args.experts.group_names
+        groups = self._groups = () if self._local else args.experts.group_names
+        self._view = View(Epoch("", 0))
+        self._publishing = Publishing(self._tell, Meter(RayInstruments()))
         self._reporter = LoadReporter(groups, clock=time.monotonic)
         self._link = RouterLink(
             directory,
@@ -91,6 +96,7 @@ class Router:
             logger.warning("the context is shorter than the model's own: %s", blueprint.plan.context_reason)
         self._runtime.start()
         self._link.start()
+        self._publishing.start()
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk | Pulse]:
         """Chunks at the router's pace, several tokens in one among many; closing the stream cancels the request.
@@ -131,14 +137,21 @@ class Router:
             # The engine first: what the link says last includes the rows of its last step.
             await asyncio.to_thread(self._runtime.stop)
             await self._link.stop()
+            self._publishing.stop()
 
     def _on_view(self, view: View) -> None:
+        self._view = view
         if not self._local:  # a router that holds all experts itself has a view of its own
             self._runtime.dispatcher.update(view)
 
     def _stats(self) -> RouterStats:
         engine = self._runtime.engine
         return self._meter.read(engine.stats(), self._runtime.dispatcher.stats(), engine.latency())
+
+    def _tell(self, meter: Meter) -> None:
+        tell_engine(meter, self._runtime.engine.stats())
+        tell_fabric(meter, self._runtime.dispatcher.stats())
+        tell_view(meter, self._link.view_age_s, {group: len(self._view.ready(group)) for group in self._groups})
 
     def _loads(self) -> LoadReport:
         return LoadReport(self._id, self._runtime.dispatcher.loads(), digest=self._model["digest"])
