@@ -68,9 +68,10 @@ class DispatchStats:
     """Totals since the start.
 
     scatters: layers computed. tokens: of all of them together, so that a step of T tokens counts T in each MoE layer,
-    of which there are `layers`. scatter_s: from sending their rows to having all of them back.
+    of which there are `layers`. scatter_s: from sending rows to having all of them back, of all layers together.
     resends: batches that had to be sent again. replicas: those in the present view, by id. transport_bytes: both
-    directions, by name of transport. hedges: late batches sent to a second replica as well. probes: batches sent to a slow or avoided replica as well.
+    directions, by name of transport. hedges: late batches sent to a second replica as well. probes: batches sent to a
+    slow or avoided replica as well.
     """
 
     layers: int

@@ -32,6 +32,7 @@ from deployments.ingress.experts_used import Unsaid, asking, with_experts
 from deployments.ingress.generate import Generation
 from deployments.ingress.limits import Lease
 from deployments.ingress.live import LONGEST_S, Live
+from deployments.ingress.metering import CHAT, COMPLETIONS, Account
 from deployments.ingress.openapi import document
 from deployments.ingress.parsing import check_headers, parse_body, read_body
 from deployments.ingress.prompts import chat_prompt, completion_prompts, count_prompts
@@ -56,8 +57,8 @@ def create_app(service: Service) -> FastAPI:
     """The ASGI application over `service`."""
     api = _Api(service)
     routes: list[BaseRoute] = [
-        Route("/v1/chat/completions", _answering(api.chat), methods=["POST"]),
-        Route("/v1/completions", _answering(api.completions), methods=["POST"]),
+        Route(CHAT, _answering(api.chat, service.metering.counting(CHAT)), methods=["POST"]),
+        Route(COMPLETIONS, _answering(api.completions, service.metering.counting(COMPLETIONS)), methods=["POST"]),
         Route("/v1/models", _answering(api.models), methods=["GET"]),
         Route("/v1/models/{name:path}", _answering(api.model), methods=["GET"]),
         Route("/v1/cluster", _answering(api.cluster), methods=["GET"]),
@@ -160,6 +161,7 @@ class _Api:
         lease: Lease,
     ) -> Response:
         service = self._service
+        account: Account = request.state.account
         chat = isinstance(body, ChatBody)
         id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -174,6 +176,7 @@ class _Api:
             tokenizer=service.tokenizer,
             stops=body.stop or (),
             deadline=deadline,
+            heard=account.heard,
         )
         headers = {"x-request-id": id}
         streaming = False
@@ -188,11 +191,13 @@ class _Api:
             first = await while_connected(request.receive, generation.next())
             streaming = True
             lease.keep()
-            events = _events(generation, first, answer, usage)
-            return EventStream(events, partial(_end, generation, lease), headers, deadline.gone_s + LAST_WORDS_S)
+            account.keep()
+            events = _events(generation, first, answer, usage, account)
+            end = partial(_end, generation, lease, account)
+            return EventStream(events, end, headers, deadline.gone_s + LAST_WORDS_S)
         finally:
             if not streaming:
-                await _end(generation, lease)
+                await _end(generation, lease, account)
 
 
 def _requests(
@@ -223,17 +228,18 @@ def _requests(
     ]
 
 
-async def _end(generation: Generation, lease: Lease) -> None:
-    """Whichever end it is: the routers stop, and the key pays for what was used."""
+async def _end(generation: Generation, lease: Lease, account: Account) -> None:
+    """Whichever end it is: the routers stop, the key pays for what was used, and it is counted."""
     try:
         await generation.aclose()
     finally:
         usage = generation.usage()
         lease.ended(usage.prompt_tokens + usage.completion_tokens)
+        account.ended(generation.choices)
 
 
 async def _events(
-    generation: Generation, delta: Delta | None, answer: Answer, usage: bool
+    generation: Generation, delta: Delta | None, answer: Answer, usage: bool, account: Account
 ) -> AsyncGenerator[bytes, None]:
     """The body of a streamed answer, beginning with the delta that was waited for."""
     answer.by(generation.digest)
@@ -250,8 +256,10 @@ async def _events(
     except ClientGoneError:
         raise  # nobody is there to be told
     except Exception as error:  # the status is long sent: the error becomes the last event
+        account.failed(error)
         yield event(error_object(error))
         return
+    account.done()
     yield DONE
 
 
@@ -263,13 +271,20 @@ def _session_id(request: Request, body: ChatBody | CompletionBody) -> str | None
     return session_id or None
 
 
-def _answering(handler: Handler) -> Handler:
-    """Every error becomes a response here. (Starlette re-raises what reaches its own outermost handler.)"""
+def _answering(handler: Handler, counting: Callable[[Handler], Handler] = lambda handler: handler) -> Handler:
+    """Every error becomes a response here. (Starlette re-raises what reaches its own outermost handler.)
+
+    counting: wraps all that can fail, to know how it ends.
+    """
+
+    @counting
+    async def checked(request: Request) -> Response:
+        check_headers(request.headers.raw)
+        return await handler(request)
 
     async def answer(request: Request) -> Response:
         try:
-            check_headers(request.headers.raw)
-            return await handler(request)
+            return await checked(request)
         except (ClientGoneError, ClientDisconnect):
             return Response(status_code=499)
         except Exception as error:

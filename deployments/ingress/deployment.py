@@ -14,6 +14,8 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.blueprint import Blueprint
 from cluster.config import AppConfig, resolve
+from cluster.metering import Meter, Publishing
+from cluster.ray_metrics import RayInstruments
 from cluster.serve_logging import log_through_serve
 from cluster.telemetry import tracer
 from deployments.directory_client import ClusterReader
@@ -39,7 +41,10 @@ class Ingress:
     ) -> None:
         log_through_serve()
         refuse_open(await _listening_host(), args.security)
-        self._service = _service(args, blueprint, router, directory)
+        meter = Meter(RayInstruments())
+        self._service = _service(args, blueprint, router, directory, meter)
+        self._publishing = Publishing(self._service.metering.tell, meter)
+        self._publishing.start()
         self._experts = experts
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -60,7 +65,9 @@ async def _listening_host() -> str | None:
     return None if location == "Disabled" else EVERYWHERE if everywhere else options.host
 
 
-def _service(args: AppConfig, blueprint: Blueprint, router: DeploymentHandle, directory: DeploymentHandle) -> Service:
+def _service(
+    args: AppConfig, blueprint: Blueprint, router: DeploymentHandle, directory: DeploymentHandle, meter: Meter
+) -> Service:
     # The tokenizer drags in transformers: only replicas pay for it, not the process that builds the application.
     from transformers import AutoConfig
 
@@ -69,6 +76,7 @@ def _service(args: AppConfig, blueprint: Blueprint, router: DeploymentHandle, di
     from deployments.ingress.handles import DirectoryCluster, RouterHandle
     from deployments.ingress.leaving import Leaving
     from deployments.ingress.limits import Limiter
+    from deployments.ingress.metering import RequestMetering
     from deployments.ingress.responses import fingerprint
     from deployments.ingress.resume import ResumingRouter
     from deployments.ingress.service import ServedModel, Service
@@ -76,6 +84,7 @@ def _service(args: AppConfig, blueprint: Blueprint, router: DeploymentHandle, di
     config = AutoConfig.from_pretrained(blueprint.model_path, local_files_only=True, trust_remote_code=False)
     context = serve.get_replica_context()
     application = context.app_name
+    metering = RequestMetering(meter)
     return Service(
         model=ServedModel(
             name=args.model.served_name,
@@ -89,6 +98,7 @@ def _service(args: AppConfig, blueprint: Blueprint, router: DeploymentHandle, di
         router=ResumingRouter(
             RouterHandle(router, silence_s=args.ingress.silence_s, vocabulary=blueprint.vocabulary),
             clock=time.monotonic,
+            on_loss=metering.resumed,
         ),
         cluster=DirectoryCluster(ClusterReader(directory, TargetReplicas(application))),
         auth=authenticator(args.security),
@@ -96,5 +106,6 @@ def _service(args: AppConfig, blueprint: Blueprint, router: DeploymentHandle, di
         max_body_bytes=args.ingress.max_body_bytes,
         request_timeout_s=args.ingress.request_timeout_s,
         tracer=tracer("expertscale-ingress", {"expertscale.digest": blueprint.digest.hex()}, os.environ),
+        metering=metering,
         leaving=Leaving(application, context.deployment, context.replica_id.unique_id),
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.errors import DeadlineError, EngineError, RouterStoppingError
@@ -38,6 +38,7 @@ class Usage:
 class Generation:
     """The choices of all prompts: prompt p's choice c of n has index p * n + c.
 
+    heard: told of every choice that a chunk was added to; must be quick.
     digest: of the model that answers, in hex; "" while that is unknown.
 
     Use: `await next()` until None, then `usage()`; `aclose()` in any case, from any task, any number of times.
@@ -52,6 +53,7 @@ class Generation:
         tokenizer: ChatTokenizer,
         stops: Sequence[str],
         deadline: Deadline,
+        heard: Callable[[Choice], None] = lambda _: None,
     ) -> None:
         self.digest = ""
         self._router = router
@@ -69,6 +71,7 @@ class Generation:
         self._arrived: deque[tuple[int, asyncio.Task[TokenChunk | None]]] = deque()
         self._closing: asyncio.Task[None] | None = None
         self._deadline = deadline
+        self._heard = heard
 
     async def collect(self) -> list[list[Delta]]:
         """All deltas of each choice, when every choice has finished. Raises as `next`."""
@@ -114,7 +117,9 @@ class Generation:
                 await self._ask_again(prompt)
                 continue
             self.digest = self.digest or chunk.digest
-            delta = self.choices[prompt * self._n + chunk.choice].push(chunk)
+            choice = self.choices[prompt * self._n + chunk.choice]
+            delta = choice.push(chunk)
+            self._heard(choice)
             if any(choice.stopped_here for choice in self._of(prompt)) and self._done(prompt):
                 await _close(self._streams[prompt])
             else:

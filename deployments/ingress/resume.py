@@ -27,12 +27,21 @@ class ResumingRouter:
     """A `RouterClient` over another one, with the same contract but for RouterStoppingError, which becomes rare.
 
     clock: seconds, monotonic. pause_s: between two attempts, so that a broken cluster is not hammered.
+    on_loss: told of each router that a request outlives.
     """
 
-    def __init__(self, router: RouterClient, *, clock: Callable[[], float], pause_s: float = 0.2) -> None:
+    def __init__(
+        self,
+        router: RouterClient,
+        *,
+        clock: Callable[[], float],
+        pause_s: float = 0.2,
+        on_loss: Callable[[], None] = lambda: None,
+    ) -> None:
         self._router = router
         self._clock = clock
         self._pause_s = pause_s
+        self._on_loss = on_loss
 
     async def generate(self, request: GenerationRequest, session_id: str | None) -> AsyncGenerator[TokenChunk, None]:
         """Chunks of every choice until each has a finish reason; see `RouterClient`.
@@ -59,6 +68,7 @@ class ResumingRouter:
                     if losses == ATTEMPTS:
                         raise
                     logger.warning("a router went away; request %s goes on elsewhere", request.request_id)
+                    self._on_loss()
                 except OverloadedError:
                     # A request that was accepted once is not turned away: it asks until there is room.
                     if not losses:

@@ -12,6 +12,7 @@ from deployments.ingress.chat import ChatTokenizer
 from deployments.ingress.clients import ClusterClient, RouterClient
 from deployments.ingress.limits import Limiter
 from deployments.ingress.live import stays
+from deployments.ingress.metering import RequestMetering
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -51,3 +52,4 @@ class Service:
     request_timeout_s: float = 600.0
     leaving: Callable[[], Awaitable[bool]] = stays
     tracer: Tracer | None = None
+    metering: RequestMetering = field(default_factory=RequestMetering)
