@@ -2,8 +2,8 @@
 
 A thread of its own with an event loop of its own, inside the controller's process: handles may need a loop, and the
 controller's is not to be held up. It reads the instance details of the application (its arguments,
-and which replicas are still stopping) and hands decisions to the Directory. Every answer has a deadline; failures are
-logged once and tried again. The thread ends with the object it serves.
+and which replicas are still stopping), hands decisions to the Directory, and publishes the policy's metrics. Every
+answer has a deadline; failures are logged once and tried again. The thread ends with the object it serves.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import ray
 from ray import serve
 
 from cluster.decisions import PolicyReport
+from cluster.metering import PERIOD_S, Meter, Publishing, Source
+from cluster.ray_metrics import RayInstruments
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +51,15 @@ class Details:
 
 
 class ControllerLink:
-    """`latest`, `watch_closely` and `report` return at once; everything else happens in the thread."""
+    """`latest`, `watch_closely` and `report` return at once; everything else happens in the thread.
 
-    def __init__(self, application: str, directory: str) -> None:
+    metrics: what is published; asked in the thread.
+    """
+
+    def __init__(self, application: str, directory: str, metrics: Source = lambda _meter: None) -> None:
         self._application = application
+        # Serve's controller is no replica, and may scale several applications: what they count must not be mixed up.
+        self._publishing = Publishing(metrics, Meter(RayInstruments({"application": application})))
         self._directory = directory
         self._lock = threading.Lock()
         self._details: Details | None = None
@@ -78,6 +85,10 @@ class ControllerLink:
         with self._lock:
             self._unsent = self._unsent or report != self._report
             self._report = report
+
+    def publish(self) -> None:
+        """Tell the metrics once."""
+        self._publishing.turn()
 
     async def turn(self, due: _Due) -> None:
         """One look at what is due."""
@@ -142,6 +153,18 @@ class _Due:
 
 
 async def _run(link: weakref.ref[ControllerLink]) -> None:
+    await asyncio.gather(_take_turns(link), _publish(link))
+
+
+async def _publish(link: weakref.ref[ControllerLink]) -> None:
+    # Beside the turns: these may wait for seconds for who does not answer, and that is when metrics are looked at.
+    while (owner := link()) is not None:
+        owner.publish()
+        del owner
+        await asyncio.sleep(PERIOD_S)
+
+
+async def _take_turns(link: weakref.ref[ControllerLink]) -> None:
     due = _Due()
     while (owner := link()) is not None:
         await owner.turn(due)

@@ -17,12 +17,15 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from autoscale.controller_link import ControllerLink, Details
 from autoscale.fleet import fleet_of
 from autoscale.leaving import Leaving
+from autoscale.metering import PolicyMetering
 from autoscale.observer import Observer
 from autoscale.policy import Decision, PolicyState, decide
 from autoscale.policy_file import PolicyFile, check_against, read
@@ -62,6 +65,8 @@ class ServePolicy:
         self._observer: Observer | None = None
         self._decided_at = float("-inf")
         self._complaint = ""
+        self._metering = PolicyMetering()
+        self._stalled: tuple[str, ...] = ()
 
     @classmethod
     def check(cls, kwargs: Mapping[str, Any], config: AppConfig) -> list[str]:
@@ -79,10 +84,13 @@ class ServePolicy:
 
     def __call__(self, contexts: Mapping[Any, Any]) -> tuple[dict[Any, int], dict[Any, dict[str, Any]]]:
         """Serve's call: deployment id -> `AutoscalingContext` in, (deployment id -> replicas, no state of ours) out."""
+        self._metering.asked()
         try:
             targets = self._tick(contexts, _now(), time.time())
             self._complaint = ""
         except Exception as error:
+            self._metering.failed()
+            self._tell_failure(repr(error))
             if repr(error) != self._complaint:
                 self._complaint = repr(error)
                 logger.exception("the policy failed; all targets stay as they are")
@@ -95,11 +103,12 @@ class ServePolicy:
             return {}
         self._decided_at = now
         if self._link is None:
-            self._link = ControllerLink(next(iter(contexts)).app_name, DIRECTORY)
+            self._link = ControllerLink(next(iter(contexts)).app_name, DIRECTORY, self._metering.tell)
         self._take_details(self._link.latest)
         if self._file is None or self._fleet is None or self._observer is None:
             return {}
         self._file.refresh()
+        self._metering.file_is(self._file.error)
         spec = self._spec(self._file, wall_s)
         targets: dict[str, int] = {}
         if spec is not None:
@@ -119,7 +128,11 @@ class ServePolicy:
             observer.see(name, _reports(units[name]), now, spec.signals.window_s)
         counts = {name: self._counts(name, context) for name, context in units.items() if name in fleet.units}
         signals = observer.signals(counts, ROUTER, spec.signals, now)
-        return decide(signals, spec, fleet, self._state, now)
+        decision = decide(signals, spec, fleet, self._state, now)
+        ages = observer.ages(ROUTER, now)
+        self._stalled = tuple(part for part, age_s in ages.items() if age_s > spec.signals.max_age_s)
+        self._metering.decided(fleet, counts, decision, ages)
+        return decision
 
     def _counts(self, name: str, context: Any) -> UnitCounts:
         # Running ones beyond the target are about to stop, whoever lowered it: they are no capacity, and hold devices.
@@ -168,7 +181,14 @@ class ServePolicy:
             error=file.error,
             held_back=self._held_back,
             decisions=tuple(self._records),
+            stalled=self._stalled,
         )
+
+    def _tell_failure(self, failure: str) -> None:
+        """Where even that fails, the Directory notices the silence, or Prometheus the count."""
+        with suppress(Exception):
+            if self._link is not None and self._file is not None:
+                self._link.report(replace(self._report(self._file), failure=failure))
 
 
 def _now() -> float:

@@ -41,6 +41,8 @@ class PolicyReport:
 
     file: as the configuration names it. version: a short hash of the text in force. loaded_at: Unix seconds.
     error: why the file as it is now is not in force; None where it is. held_back: what it would do if it could.
+    failure: why the policy could not decide the last time; None where it could.
+    stalled: groups, or "Router", whose signals are too old for a decision.
     """
 
     file: str
@@ -49,6 +51,8 @@ class PolicyReport:
     error: str | None = None
     held_back: tuple[str, ...] = ()
     decisions: tuple[DecisionRecord, ...] = ()
+    failure: str | None = None
+    stalled: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The part of `/v1/cluster` beside the decisions."""
@@ -58,4 +62,6 @@ class PolicyReport:
             "loaded_at": self.loaded_at,
             "error": self.error,
             "held_back": list(self.held_back),
+            "failure": self.failure,
+            "stalled": list(self.stalled),
         }

@@ -128,11 +128,13 @@ ROUTERS = _gauge("routers", "Routers the Directory hears of.")
 START_FAILURES = _counter("start_failures", "Replicas that could not start.", "part")
 EXPERT_ROWS_PER_S = _gauge(
     "expert_rows_per_second",
-    "Rows a second of the busiest experts of each layer; the rest of the layer is expert `other`.",
+    "Rows a second of the busiest experts of each layer; the rest of the layer is expert `other`. At most 600 series.",
     "layer",
     "expert",
 )
 IMBALANCE = _gauge("layer_imbalance_ratio", "Busiest expert of the layer over the mean of all of them.", "layer")
+POLICY_SILENCE_S = _gauge("policy_silence_seconds", "Since the Directory last heard from the autoscaler.")
+DEGRADED = _gauge("degraded", "1 while `/health` gives the reason, else 0.", "reason")
 
 _AUTOSCALER = Section("The autoscaler", "Serve controller")
 TARGET_REPLICAS = _gauge("target_replicas", "Replicas the policy wants.", "group", "pool")

@@ -17,6 +17,7 @@ from autoscale import serve_policy
 from autoscale.controller_link import Details
 from autoscale.serve_policy import ServePolicy
 from cluster.decisions import PolicyReport
+from cluster.metering import Source
 
 POLICY = """
 version: 1
@@ -34,7 +35,8 @@ SERVE_TICK_S = 0.11
 class FakeLink:
     """The link to the controller as a list of what it was told."""
 
-    def __init__(self, application: str, directory: str) -> None:
+    def __init__(self, application: str, directory: str, metrics: Source) -> None:
+        self.metrics = metrics
         self.latest: Details | None = None
         self.reports: list[PolicyReport] = []
         self.names = (application, directory)

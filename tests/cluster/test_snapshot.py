@@ -123,6 +123,8 @@ def test_decisions_and_the_state_of_the_policy_file_are_shown_as_the_autoscaler_
         "loaded_at": 11.0,
         "error": "budget.gpus: wrong.",
         "held_back": ["experts-0: no room"],
+        "failure": None,
+        "stalled": [],
     }
 
 
