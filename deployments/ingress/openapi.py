@@ -14,6 +14,7 @@ from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
 
+from cluster.health_reasons import Reason
 from deployments.ingress.parsing import MAX_HEADER_BYTES
 from deployments.ingress.schemas import ChatBody, CompletionBody
 
@@ -132,6 +133,7 @@ _HEALTH = {
     "properties": {
         "status": {"enum": ["ok", "unavailable"]},
         "missing": {"type": "array", "items": _TEXT},
+        "degraded": {"type": "array", "items": {"enum": [reason.value for reason in Reason]}},
         "reasons": {"type": "object", "additionalProperties": _TEXT},
     },
     "required": ["status", "missing"],
