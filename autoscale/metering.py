@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from autoscale.policy import Decision
-from autoscale.signals import ROUTER, Fleet, UnitCounts, UnitFacts
+from autoscale.signals import GROWTH, ROUTER, Fleet, Reason, UnitCounts, UnitFacts
 from cluster.metering import Meter
 from cluster.metrics import (
     ACTUAL_REPLICAS,
@@ -74,10 +74,7 @@ class PolicyMetering:
             target = decision.targets.get(name, count.target)
             replicas[_labels(fleet.units[name])] = (target, count.ready, max(0, target - count.ready))
         self._levels = Levels(replicas, dict(ages), len(decision.held_back))
-        changes = [
-            (change.group or ROUTER, "up" if change.after > change.before else "down", change.kind.value)
-            for change in decision.changes
-        ]
+        changes = [(change.group or ROUTER, _direction(change.kind), change.kind.value) for change in decision.changes]
         self._decisions = _more(self._decisions, changes)
         self._given_up = _more(self._given_up, [_labels(fleet.units[name]) for name in decision.given_up])
 
@@ -95,10 +92,17 @@ class PolicyMetering:
             meter.level(POLICY_ERROR, float(self._policy_error))
         meter.total(POLICY_TICKS, self._ticks)
         meter.total(POLICY_FAILURES, self._failures)
-        for (group, direction, reason), count in self._decisions.items():
+        # From 0 on, as Prometheus sees the first one only then.
+        groups = {group for group, _ in levels.replicas}
+        begun = {(group, _direction(reason), reason.value): 0 for group in groups for reason in Reason}
+        for (group, direction, reason), count in {**begun, **self._decisions}.items():
             meter.total(DECISIONS, count, group=group, direction=direction, reason=reason)
-        for (group, pool), count in self._given_up.items():
+        for (group, pool), count in {**dict.fromkeys(levels.replicas, 0), **self._given_up}.items():
             meter.total(GIVEN_UP_STARTS, count, group=group, pool=pool)
+
+
+def _direction(reason: Reason) -> str:
+    return "up" if reason in GROWTH else "down"
 
 
 def _labels(unit: UnitFacts) -> tuple[str, str]:

@@ -140,6 +140,10 @@ class Reason(StrEnum):
     """Replicas were not ready in time."""
 
 
+GROWTH = frozenset({Reason.MINIMUM, Reason.UTILIZATION, Reason.CRITICAL_PATH, Reason.REQUESTS, Reason.LATENCY})
+"""Reasons for more replicas; all others are for fewer."""
+
+
 @dataclass(frozen=True)
 class Change:
     """One change of one unit's target, with a reason a person understands, and of which kind that is."""

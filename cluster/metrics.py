@@ -147,7 +147,9 @@ DECISIONS = _counter(
 POLICY_ERROR = _gauge("policy_error", "1 while the policy file as it is on disk cannot be used, else 0.")
 POLICY_FAILURES = _counter("policy_failures", "Ticks in which the policy failed and kept its last decision.")
 POLICY_TICKS = _counter("policy_ticks", "Times Serve asked the policy.")
-SIGNAL_AGE_S = _gauge("signal_age_seconds", "Age of the oldest signal a decision about the part needs.", "part")
+SIGNAL_AGE_S = _gauge(
+    "signal_age_seconds", "Since the last report of the most silent replica of a group, or of the routers.", "part"
+)
 HELD_BACK = _gauge("held_back_decisions", "Changes the policy would make if it could.")
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -27,6 +27,7 @@ from cluster.metrics import (
     START_FAILURES,
 )
 from cluster.rates import Rate
+from cluster.snapshot import ROUTER
 
 MOST_SERIES = 600
 """Of rows by layer and expert, whatever the model: of 61 layers of 256 experts the 8 busiest of each layer and `other`
@@ -69,7 +70,7 @@ class DirectoryMetering:
         now = self._standing()
         self._tell_replicas(meter, now)
         meter.level(ROUTERS, now.routers)
-        for part, count in now.failed_starts.items():
+        for part, count in {**dict.fromkeys((*now.groups, ROUTER), 0), **now.failed_starts}.items():
             meter.total(START_FAILURES, count, part=part)
         if now.policy_silence_s is not None:
             meter.level(POLICY_SILENCE_S, now.policy_silence_s)

@@ -71,6 +71,10 @@ def test_changes_are_counted_by_group_direction_and_kind_of_reason(
     metering: PolicyMetering, recorder: Recorder
 ) -> None:
     meter = recorder.meter
+    metering.decided(FLEET, COUNTS, Decision({}), {})
+    metering.tell(meter)
+    assert recorder.of(DECISIONS, group=A, direction="up", reason="utilization") == 0
+    assert recorder.of(GIVEN_UP_STARTS, group=A, pool="fast") == 0
     for _ in range(2):
         metering.decided(FLEET, COUNTS, Decision({A: 3}, (GROWS, SHRINKS), given_up=(FAST,)), {})
         metering.tell(meter)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from autoscale.policy import Decision
-from autoscale.signals import ROUTER, GroupLoad, Reason, RouterLoad, UnitCounts
+from autoscale.signals import GROWTH, ROUTER, GroupLoad, Reason, RouterLoad, UnitCounts
 from autoscale.spec import PolicySpec
 from tests.autoscale.fleets import SPEED, Ticks, at, group_fleet
 
@@ -50,6 +50,7 @@ def test_each_kind_of_reason_is_given_by_its_case(kind: Reason) -> None:
     text, counts, loads, router = CASES[kind]
     decision = first_change(text, counts, loads, router)
     assert [change.kind for change in decision.changes][:1] == [kind]
+    assert (decision.changes[0].after > decision.changes[0].before) is (kind in GROWTH)
     assert decision.given_up == ((A,) if kind is Reason.GIVEN_UP else ())
 
 

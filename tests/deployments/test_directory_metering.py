@@ -93,6 +93,7 @@ def test_only_replicas_that_can_answer_requests_of_this_model_are_ready(director
 
 
 def test_failed_starts_are_counted_and_reasons_are_told_whether_or_not_they_hold(directory: Directory) -> None:
+    assert directory.second().of(START_FAILURES, part="experts-0") == 0
     directory.more = {"failed_starts": {"router": 2}, "degraded": {"signals": True, "policy": False}}
     told = directory.second()
     assert told.of(START_FAILURES, part="router") == 2
