@@ -32,6 +32,8 @@ BUSY_PERIOD_S, IDLE_PERIOD_S = 0.5, 30.0
 """How often details are read: while replicas come or go, and otherwise. They cost the controller milliseconds."""
 REPORT_PERIOD_S, NEWS_PERIOD_S = 5.0, 0.5
 """How often the Directory is told what it knows already, and at most what it does not."""
+LIVELY_S = 10.0
+"""A policy that has reported nothing for longer is asked no more; the Directory must not hear of it as if it were."""
 POLL_S = 0.1
 DETAILS_TIMEOUT_S, REPORT_TIMEOUT_S = 5.0, 3.0
 STOPPING = "STOPPING"
@@ -65,6 +67,7 @@ class ControllerLink:
         self._details: Details | None = None
         self._busy = True
         self._report: PolicyReport | None = None
+        self._reported_at = float("-inf")
         self._unsent = False
         self._complaints: dict[str, str] = {}
         self._handle: Any = None
@@ -84,7 +87,7 @@ class ControllerLink:
         """To be told to the Directory soon, and again now and then, in case it has restarted."""
         with self._lock:
             self._unsent = self._unsent or report != self._report
-            self._report = report
+            self._report, self._reported_at = report, time.monotonic()
 
     def publish(self) -> None:
         """Tell the metrics once."""
@@ -99,6 +102,7 @@ class ControllerLink:
                 await self._read_details(now)
         with self._lock:
             is_due = now >= due.report_at or (self._unsent and now >= due.news_at)
+            is_due = is_due and now - self._reported_at <= LIVELY_S
             report = self._report if is_due else None
             self._unsent = self._unsent and not is_due
         if report is not None:

@@ -225,7 +225,7 @@ class RouterLink:
         outage = Outage("this router cannot report to the directory")
         while True:
             try:
-                stats = replace(self._stats(), digest=self._digest, groups=self._groups)
+                stats = replace(self._stats(), digest=self._digest, groups=self._groups, view_age_s=self.view_age_s)
                 self._name = stats.id
                 await call(self._handle.report_router.remote(stats))
                 outage.over()

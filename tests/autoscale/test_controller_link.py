@@ -120,6 +120,22 @@ def test_a_report_is_told_once_and_again_now_and_then(link: ControllerLink, outs
     assert outside.told[-1].version == "2"
 
 
+def test_a_policy_that_is_asked_no_more_falls_silent(
+    link: ControllerLink, outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(controller_link.time, "monotonic", lambda: now[0])
+    link.report(PolicyReport("p.yaml"))
+    due = _Due()
+    for _ in range(10):
+        asyncio.run(link.turn(due))
+        now[0] += REPORT_PERIOD_S
+    assert len(outside.told) == 3, "now, and twice more in ten seconds"
+    link.report(PolicyReport("p.yaml"))
+    asyncio.run(link.turn(due))
+    assert len(outside.told) == 4
+
+
 def test_failures_are_logged_once_and_tried_again(
     link: ControllerLink, outside: Outside, caplog: pytest.LogCaptureFixture
 ) -> None:
