@@ -249,6 +249,22 @@ def router_link(handle, on_view=lambda _: None, rows=None):
     )
 
 
+def test_a_router_says_how_long_ago_it_heard_from_the_directory_while_it_can_say_anything():
+    async def story():
+        class Deaf(Directory):
+            async def view(self, _known, _timeout_s):
+                await asyncio.sleep(3600)
+
+        link = router_link(Handle(deaf := Deaf()))
+        link.start()
+        await until(lambda: deaf._live_routers())
+        heard = deaf._live_routers()[0].view_age_s
+        await until(lambda: deaf._live_routers()[0].view_age_s > heard)
+        await link.stop()
+
+    asyncio.run(story())
+
+
 async def recorded(directory):
     [[rows]] = (await directory.loads())["domains"].values()
     return rows
