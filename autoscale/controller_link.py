@@ -2,8 +2,8 @@
 
 A thread of its own with an event loop of its own, inside the controller's process: handles may need a loop, and the
 controller's is not to be held up. It reads the instance details of the application (its arguments,
-and which replicas are still stopping) and hands decisions to the Directory. Every answer has a deadline; failures are
-logged once and tried again. The thread ends with the object it serves.
+and which replicas are still stopping), hands decisions to the Directory, and publishes the policy's metrics. Every
+answer has a deadline; failures are logged once and tried again. The thread ends with the object it serves.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import ray
 from ray import serve
 
 from cluster.decisions import PolicyReport
+from cluster.metering import PERIOD_S, Meter, Publishing, Source
+from cluster.ray_metrics import RayInstruments
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ BUSY_PERIOD_S, IDLE_PERIOD_S = 0.5, 30.0
 """How often details are read: while replicas come or go, and otherwise. They cost the controller milliseconds."""
 REPORT_PERIOD_S, NEWS_PERIOD_S = 5.0, 0.5
 """How often the Directory is told what it knows already, and at most what it does not."""
+LIVELY_S = 10.0
+"""A policy that has reported nothing for longer is asked no more; the Directory must not hear of it as if it were."""
 POLL_S = 0.1
 DETAILS_TIMEOUT_S, REPORT_TIMEOUT_S = 5.0, 3.0
 STOPPING = "STOPPING"
@@ -49,15 +53,21 @@ class Details:
 
 
 class ControllerLink:
-    """`latest`, `watch_closely` and `report` return at once; everything else happens in the thread."""
+    """`latest`, `watch_closely` and `report` return at once; everything else happens in the thread.
 
-    def __init__(self, application: str, directory: str) -> None:
+    metrics: what is published; asked in the thread.
+    """
+
+    def __init__(self, application: str, directory: str, metrics: Source = lambda _meter: None) -> None:
         self._application = application
+        # Serve's controller is no replica, and may scale several applications: what they count must not be mixed up.
+        self._publishing = Publishing(metrics, Meter(RayInstruments({"application": application})))
         self._directory = directory
         self._lock = threading.Lock()
         self._details: Details | None = None
         self._busy = True
         self._report: PolicyReport | None = None
+        self._reported_at = float("-inf")
         self._unsent = False
         self._complaints: dict[str, str] = {}
         self._handle: Any = None
@@ -77,7 +87,11 @@ class ControllerLink:
         """To be told to the Directory soon, and again now and then, in case it has restarted."""
         with self._lock:
             self._unsent = self._unsent or report != self._report
-            self._report = report
+            self._report, self._reported_at = report, time.monotonic()
+
+    def publish(self) -> None:
+        """Tell the metrics once."""
+        self._publishing.turn()
 
     async def turn(self, due: _Due) -> None:
         """One look at what is due."""
@@ -88,6 +102,7 @@ class ControllerLink:
                 await self._read_details(now)
         with self._lock:
             is_due = now >= due.report_at or (self._unsent and now >= due.news_at)
+            is_due = is_due and now - self._reported_at <= LIVELY_S
             report = self._report if is_due else None
             self._unsent = self._unsent and not is_due
         if report is not None:
@@ -142,6 +157,18 @@ class _Due:
 
 
 async def _run(link: weakref.ref[ControllerLink]) -> None:
+    await asyncio.gather(_take_turns(link), _publish(link))
+
+
+async def _publish(link: weakref.ref[ControllerLink]) -> None:
+    # Beside the turns: these may wait for seconds for who does not answer, and that is when metrics are looked at.
+    while (owner := link()) is not None:
+        owner.publish()
+        del owner
+        await asyncio.sleep(PERIOD_S)
+
+
+async def _take_turns(link: weakref.ref[ControllerLink]) -> None:
     due = _Due()
     while (owner := link()) is not None:
         await owner.turn(due)

@@ -14,6 +14,7 @@ from autoscale import reasons
 from autoscale.budget import Ledger
 from autoscale.needs import gain
 from autoscale.pools import ROUNDING, Scalable, Unit
+from autoscale.signals import Reason
 
 
 class Kind(IntEnum):
@@ -23,6 +24,9 @@ class Kind(IntEnum):
     ROUTERS = 1
     NEED = 2
     SLO = 3
+
+
+_REASONS = {Kind.MINIMUM: Reason.MINIMUM, Kind.ROUTERS: Reason.REQUESTS, Kind.SLO: Reason.LATENCY}
 
 
 @dataclass(slots=True)
@@ -40,6 +44,14 @@ class Wish:
     def is_open(self) -> bool:
         """Whether something is still wanted."""
         return self.given < self.steps and self.each.capacity * (1 + ROUNDING) < self.goal
+
+    @property
+    def reason(self) -> Reason:
+        """The kind of reason that a grant has."""
+        if self.kind is Kind.NEED:
+            critical = self.each.need is not None and self.each.need.critical
+            return Reason.CRITICAL_PATH if critical else Reason.UTILIZATION
+        return _REASONS[self.kind]
 
 
 class Growth:
@@ -78,7 +90,7 @@ class Growth:
                 self._deny(wish)
                 continue
             wish.given += 1
-            unit.why = wish.why
+            unit.because(wish.reason, wish.why)
             if wish.given == 1:
                 self.granted.append(wish)
             if wish.is_open:
@@ -111,7 +123,7 @@ class Growth:
             return False
         _, each, unit = min(spare, key=lambda candidate: candidate[0])
         self._ledger.shrink(unit)
-        unit.why = f"{reasons.fit(each, each.total)}, and {wish.each.name} needs the room"
+        unit.because(Reason.PREEMPTED, f"{reasons.fit(each, each.total)}, and {wish.each.name} needs the room")
         return True
 
     def _rank(self, wish: Wish) -> tuple[int, float, float, str]:

@@ -7,6 +7,7 @@ import heapq
 from autoscale.budget import ROUNDING, Ledger
 from autoscale.needs import gain
 from autoscale.pools import Scalable, Unit
+from autoscale.signals import Reason
 
 
 def keep_floors(listed: list[Scalable], ledger: Ledger) -> None:
@@ -14,7 +15,7 @@ def keep_floors(listed: list[Scalable], ledger: Ledger) -> None:
     for each in listed:
         for unit in each.units:
             if unit.target < unit.floor and ledger.grow(unit):
-                unit.why = "one replica always stays"
+                unit.because(Reason.MINIMUM, "one replica always stays")
 
 
 def keep_maxima(listed: list[Scalable], ledger: Ledger) -> None:
@@ -23,12 +24,12 @@ def keep_maxima(listed: list[Scalable], ledger: Ledger) -> None:
         for unit in each.units:
             if unit.target > unit.ceiling:
                 ledger.shrink(unit, unit.target - unit.ceiling)
-                unit.why = f"at most {unit.ceiling} are possible"
+                unit.because(Reason.MAXIMUM, f"at most {unit.ceiling} are possible")
         excess = each.total - each.maximum
         while excess > 0 and (least := each.to_shrink()) is not None:
             cut = min(excess, least.target - least.floor)
             ledger.shrink(least, cut)
-            least.why = f"at most {each.maximum} allowed"
+            least.because(Reason.MAXIMUM, f"at most {each.maximum} allowed")
             excess -= cut
 
 
@@ -52,7 +53,7 @@ def keep_budget(listed: list[Scalable], ledger: Ledger) -> None:
         if seen < taken[each.name]:
             heapq.heappush(queue, (_usefulness(each, unit), number, each, unit, taken[each.name]))
             continue
-        unit.why = f"more is asked for than there is ({ledger.describe(accounts)})"
+        unit.because(Reason.BUDGET, f"more is asked for than there is ({ledger.describe(accounts)})")
         ledger.shrink(unit)
         taken[each.name] += 1
         heapq.heappush(queue, (_usefulness(each, unit), number, each, unit, taken[each.name]))

@@ -46,6 +46,7 @@ class Observer:
         self._fleet = fleet
         self._reports: dict[str, dict[str, deque[_Seen]]] = {}
         self._settled_at: dict[str, float] = {}
+        self._listed_at: dict[str, dict[str, float]] = {}
 
     def see(self, unit: str, reports: Mapping[str, Report], now: float, window_s: float) -> None:
         """The newest report of each running replica of `unit`; {} for one that has not reported yet."""
@@ -54,6 +55,8 @@ class Observer:
             self._settled_at[unit] = now + SETTLE_S
         for gone in known.keys() - reports.keys():
             del known[gone]
+        listed = self._listed_at.get(unit, {})
+        self._listed_at[unit] = {replica: min(now, listed.get(replica, now)) for replica in reports}
         for replica, report in reports.items():
             seen = known.setdefault(replica, deque(maxlen=MAX_REPORTS))
             while seen and seen[-1].at > now:
@@ -72,6 +75,23 @@ class Observer:
             groups={group: self._group(group, routers, spec, now) for group in self._fleet.groups},
             router=_router_load(valid) if valid else None,
         )
+
+    def ages(self, routers: str, now: float) -> dict[str, float]:
+        """Group, or the unit `routers` -> seconds since the oldest of its replicas' last reports was new.
+
+        A replica that has not reported yet is as old as its listing. A part without running replicas is left out.
+        """
+        parts = {group: [unit.name for unit in self._fleet.of(group)] for group in self._fleet.groups}
+        ages = {}
+        for part, units in {**parts, routers: [routers]}.items():
+            heard = [self._heard_at(unit, replica) for unit in units for replica in self._reports.get(unit, {})]
+            if heard:
+                ages[part] = max(0.0, now - min(heard))
+        return ages
+
+    def _heard_at(self, unit: str, replica: str) -> float:
+        seen = self._reports[unit][replica]
+        return seen[-1].at if seen else self._listed_at[unit][replica]
 
     def _windows(self, unit: str, spec: SignalsSpec, now: float, since: float) -> list[_Window] | None:
         """One window per replica, of what was seen from `since` on; None where one of them is silent or new."""

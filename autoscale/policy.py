@@ -23,7 +23,7 @@ from autoscale.growth import Growth, Kind, Wish
 from autoscale.measure import Watched, measure
 from autoscale.needs import gain, is_usable_router
 from autoscale.pools import ROUNDING, Scalable, scalables
-from autoscale.signals import Change, Fleet, RouterLoad, Signals
+from autoscale.signals import Change, Fleet, Reason, RouterLoad, Signals
 from autoscale.spec import PolicySpec, RouterScaling
 from autoscale.startup import Start
 
@@ -72,12 +72,14 @@ class Decision:
 
     changes: the targets that differ from the counts' own. state: for the next call.
     held_back: what loads ask for and bounds, budget or back-offs deny, and whose load is unknown; one sentence each.
+    given_up: the units whose starts have just been given up.
     """
 
     targets: Mapping[str, int]
     changes: tuple[Change, ...] = ()
     state: PolicyState = field(default_factory=PolicyState)
     held_back: tuple[str, ...] = ()
+    given_up: tuple[str, ...] = ()
 
 
 def decide(signals: Signals, spec: PolicySpec, fleet: Fleet, state: PolicyState, now: float) -> Decision:
@@ -114,7 +116,7 @@ def decide(signals: Signals, spec: PolicySpec, fleet: Fleet, state: PolicyState,
     if slo_at == now and not any(wish.kind is Kind.SLO for wish in growth.granted):
         slo_at = state.slo_at
     remembered = PolicyState(now, watched, starts, up.since, down.since, slo_at, preempted_at)
-    return _decision(listed, remembered, (*growth.held_back, *_unknown(listed)))
+    return _decision(listed, remembered, (*growth.held_back, *_unknown(listed)), startup.given_up(starts, state.starts))
 
 
 def _unknown(listed: list[Scalable]) -> list[str]:
@@ -239,11 +241,13 @@ def _step_down(each: Scalable, ledger: Ledger, latency: _Latency, down: _Timer) 
         if latency.violated or latency.would_break(loss, 1 - each.scaling.hysteresis):
             return
         ledger.shrink(unit)
-        unit.why = f"{reasons.fit(each, each.total)} for {downscale.after_s:g} s"
+        unit.because(Reason.FIT, f"{reasons.fit(each, each.total)} for {downscale.after_s:g} s")
         down.restart(each.name)
 
 
-def _decision(listed: list[Scalable], state: PolicyState, held_back: tuple[str, ...]) -> Decision:
+def _decision(
+    listed: list[Scalable], state: PolicyState, held_back: tuple[str, ...], given_up: tuple[str, ...]
+) -> Decision:
     """The planned targets as a decision: of everything whose load is known, and of what changes in any case."""
     targets: dict[str, int] = {}
     changes = []
@@ -255,5 +259,6 @@ def _decision(listed: list[Scalable], state: PolicyState, held_back: tuple[str, 
             targets[name] = after
             if after != before:
                 reason = f"{name}: {unit.why}, {before} -> {after}"
-                changes.append(Change(name, each.group, unit.facts.pool, before, after, reason))
-    return Decision(targets, tuple(changes), state, held_back)
+                assert unit.reason is not None  # who plans a change says why
+                changes.append(Change(name, each.group, unit.facts.pool, before, after, reason, unit.reason))
+    return Decision(targets, tuple(changes), state, held_back, given_up)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from autoscale.needs import Need, is_usable
-from autoscale.signals import Fleet, GroupLoad, Signals, UnitCounts, UnitFacts
+from autoscale.signals import Fleet, GroupLoad, Reason, Signals, UnitCounts, UnitFacts
 from autoscale.spec import PolicySpec, PoolPolicy, RouterScaling, ScalingSpec
 from cluster.config import deployment_name
 
@@ -30,7 +30,7 @@ class Unit:
 
     before: the target as it was. target: as it is planned. floor, ceiling: what Serve itself allows.
     allowed: the policy lets the group run here. blocked: growth failed here and its back-off has not passed.
-    why: the reason of the planned change.
+    reason, why: the kind of reason of the planned change, and the reason itself; written by `because`.
     """
 
     facts: UnitFacts
@@ -44,7 +44,12 @@ class Unit:
     allowed: bool = True
     speed: float = 1.0
     blocked: bool = False
+    reason: Reason | None = None
     why: str = ""
+
+    def because(self, reason: Reason, why: str) -> None:
+        """Why the planned target is what it is now."""
+        self.reason, self.why = reason, why
 
     @property
     def held(self) -> int:

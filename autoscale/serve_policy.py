@@ -18,12 +18,15 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from autoscale.controller_link import ControllerLink, Details
 from autoscale.fleet import fleet_of
 from autoscale.leaving import Leaving
+from autoscale.metering import PolicyMetering
 from autoscale.observer import Observer
 from autoscale.policy import Decision, PolicyState, decide
 from autoscale.policy_file import PolicyFile, check_against, read
@@ -65,6 +68,8 @@ class ServePolicy:
         self._under = Under()
         self._decided_at = float("-inf")
         self._complaint = ""
+        self._metering = PolicyMetering()
+        self._stalled: tuple[str, ...] = ()
 
     @classmethod
     def check(cls, kwargs: Mapping[str, Any], config: AppConfig) -> list[str]:
@@ -82,10 +87,13 @@ class ServePolicy:
 
     def __call__(self, contexts: Mapping[Any, Any]) -> tuple[dict[Any, int], dict[Any, dict[str, Any]]]:
         """Serve's call: deployment id -> `AutoscalingContext` in, (deployment id -> replicas, no state of ours) out."""
+        self._metering.asked()
         try:
             targets = self._tick(contexts, _now(), time.time())
             self._complaint = ""
         except Exception as error:
+            self._metering.failed()
+            self._tell_failure(repr(error))
             if repr(error) != self._complaint:
                 self._complaint = repr(error)
                 logger.exception("the policy failed; all targets stay as they are")
@@ -98,17 +106,19 @@ class ServePolicy:
             return {}
         self._decided_at = now
         if self._link is None:
-            self._link = ControllerLink(next(iter(contexts)).app_name, DIRECTORY)
+            self._link = ControllerLink(next(iter(contexts)).app_name, DIRECTORY, self._metering.tell)
         self._take_details(self._link.latest)
         if self._file is None or self._fleet is None or self._observer is None:
             return {}
         self._file.refresh()
+        self._metering.file_is(self._file.error)
         spec = self._spec(self._file, wall_s, now)
         targets: dict[str, int] = {}
         if spec is not None:
             units = {key.name: context for key, context in contexts.items()}
             signals = self._signals(self._observer, self._fleet, spec, units, now)
             decision = decide(signals, spec, self._fleet, self._state, now)
+            self._note(self._observer, self._fleet, spec, signals, decision, now)
             self._remember(decision, now, wall_s)
             targets = dict(decision.targets)
             self._prewarm(self._file, signals, now, wall_s)
@@ -129,6 +139,14 @@ class ServePolicy:
         if file.spec is not None and self._fleet is not None:
             at = datetime.fromtimestamp(wall_s, UTC)
             self._under.prewarm(file.spec, self._fleet, signals, self._state.watched, now, at)
+
+    def _note(
+        self, observer: Observer, fleet: Fleet, spec: PolicySpec, signals: Signals, decision: Decision, now: float
+    ) -> None:
+        """What is told of a decision beside the decision."""
+        ages = observer.ages(ROUTER, now)
+        self._stalled = tuple(part for part, age_s in ages.items() if age_s > spec.signals.max_age_s)
+        self._metering.decided(fleet, signals.counts, decision, ages)
 
     def _counts(self, name: str, context: Any) -> UnitCounts:
         # Running ones beyond the target are about to stop, whoever lowered it: they are no capacity, and hold devices.
@@ -183,7 +201,14 @@ class ServePolicy:
             held_back=(*self._under.notes, *self._held_back),
             decisions=tuple(self._records),
             cluster=self._under.report(),
+            stalled=self._stalled,
         )
+
+    def _tell_failure(self, failure: str) -> None:
+        """Where even that fails, the Directory notices the silence, or Prometheus the count."""
+        with suppress(Exception):
+            if self._link is not None and self._file is not None:
+                self._link.report(replace(self._report(self._file), failure=failure))
 
 
 def _now() -> float:

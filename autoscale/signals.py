@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from cluster.config import HOME_POOL, deployment_name
 
@@ -116,9 +117,38 @@ class Signals:
     router: RouterLoad | None
 
 
+class Reason(StrEnum):
+    """Every kind of reason there is for a change: what can be counted, where the sentence says the rest."""
+
+    MINIMUM = "minimum"
+    """Less than the policy, or Serve, allows."""
+    MAXIMUM = "maximum"
+    """More than the policy, or Serve, allows."""
+    BUDGET = "budget"
+    """The budget holds less than is asked for."""
+    UTILIZATION = "utilization"
+    """Rows offered, or to come, are more than replicas should have."""
+    CRITICAL_PATH = "critical_path"
+    """Routers wait for the group longer than they should."""
+    REQUESTS = "requests"
+    """Routers have more requests than they should."""
+    LATENCY = "latency"
+    """The first token, or the next one, takes longer than promised."""
+    FIT = "fit"
+    """The load fits fewer."""
+    PREEMPTED = "preempted"
+    """The load fits fewer, and another group needs the room."""
+    GIVEN_UP = "given_up"
+    """Replicas were not ready in time."""
+
+
+GROWTH = frozenset({Reason.MINIMUM, Reason.UTILIZATION, Reason.CRITICAL_PATH, Reason.REQUESTS, Reason.LATENCY})
+"""Reasons for more replicas; all others are for fewer."""
+
+
 @dataclass(frozen=True)
 class Change:
-    """One change of one unit's target, with a reason a person understands."""
+    """One change of one unit's target, with a reason a person understands, and of which kind that is."""
 
     unit: str
     group: str | None
@@ -126,3 +156,4 @@ class Change:
     before: int
     after: int
     reason: str
+    kind: Reason

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from autoscale.pools import Scalable, Unit
+from autoscale.signals import Reason
 from autoscale.spec import Startup
 
 LONGEST_BACKOFF_S = 3600.0
@@ -55,6 +56,15 @@ def watch(listed: list[Scalable], last: Mapping[str, Start], now: float) -> dict
     return starts
 
 
+def given_up(starts: Mapping[str, Start], last: Mapping[str, Start]) -> tuple[str, ...]:
+    """The units with a new back-off."""
+    return tuple(
+        name
+        for name, start in starts.items()
+        if start.blocked_until is not None and (name not in last or start.blocked_until != last[name].blocked_until)
+    )
+
+
 def _follow(last: Start | None, unit: Unit, now: float) -> Start:
     starting = unit.before > unit.ready
     if last is None:
@@ -75,6 +85,7 @@ def _give_up(start: Start, unit: Unit, startup: Startup, now: float) -> Start:
     if lost:
         were = "a replica was" if lost == 1 else f"{lost} replicas were"
         is_ = "is" if lost == 1 else "are"
-        unit.why = f"{were} not ready after {startup.budget_s:g} s and {is_} given up; no new one for {backoff_s:g} s"
+        why = f"{were} not ready after {startup.budget_s:g} s and {is_} given up; no new one for {backoff_s:g} s"
+        unit.because(Reason.GIVEN_UP, why)
     failures = min(MOST_DOUBLINGS, start.failures + 1)
     return start._replace(since=now, failures=failures, blocked_until=now + backoff_s, had=unit.ready)

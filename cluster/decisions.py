@@ -43,6 +43,8 @@ class PolicyReport:
     file: as the configuration names it. version: a short hash of the text in force. loaded_at: Unix seconds.
     error: why the file as it is now is not in force; None where it is. held_back: what it would do if it could.
     cluster: what the cluster under it gives, and what is wrong there; None where the policy asks nothing of it.
+    failure: why the policy could not decide the last time; None where it could.
+    stalled: groups, or "Router", whose signals are too old for a decision.
     """
 
     file: str
@@ -52,6 +54,8 @@ class PolicyReport:
     held_back: tuple[str, ...] = ()
     decisions: tuple[DecisionRecord, ...] = ()
     cluster: Mapping[str, Any] | None = None
+    failure: str | None = None
+    stalled: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The part of `/v1/cluster` beside the decisions."""
@@ -62,4 +66,6 @@ class PolicyReport:
             "error": self.error,
             "held_back": list(self.held_back),
             "cluster": self.cluster,
+            "failure": self.failure,
+            "stalled": list(self.stalled),
         }

@@ -84,11 +84,16 @@ class RecordedLoads:
 
     def as_load_file(self) -> dict[str, Any]:
         """Ready for JSON, as `cluster.placement.read_load` reads it; all zeros before the first row."""
+        total = self.totals()
+        return {"layers": list(total), "domains": {DOMAIN: [rows.tolist() for rows in total.values()]}}
+
+    def totals(self) -> ExpertRows:
+        """The sum; all zeros before the first row."""
         total = {layer: rows.copy() for layer, rows in self._gone.items()}
         for each in self._by_router.values():
             for layer, rows in each.items():
                 total[layer] += rows
-        return {"layers": list(total), "domains": {DOMAIN: [rows.tolist() for rows in total.values()]}}
+        return total
 
     def _zeros(self) -> ExpertRows:
         return {layer: np.zeros(experts, dtype=np.int64) for layer, experts in self._layers.items()}

@@ -128,11 +128,13 @@ ROUTERS = _gauge("routers", "Routers the Directory hears of.")
 START_FAILURES = _counter("start_failures", "Replicas that could not start.", "part")
 EXPERT_ROWS_PER_S = _gauge(
     "expert_rows_per_second",
-    "Rows a second of the busiest experts of each layer; the rest of the layer is expert `other`.",
+    "Rows a second of the busiest experts of each layer; the rest of the layer is expert `other`. At most 600 series.",
     "layer",
     "expert",
 )
 IMBALANCE = _gauge("layer_imbalance_ratio", "Busiest expert of the layer over the mean of all of them.", "layer")
+POLICY_SILENCE_S = _gauge("policy_silence_seconds", "Since the Directory last heard from the autoscaler.")
+DEGRADED = _gauge("degraded", "1 while `/health` gives the reason, else 0.", "reason")
 
 _AUTOSCALER = Section("The autoscaler", "Serve controller")
 TARGET_REPLICAS = _gauge("target_replicas", "Replicas the policy wants.", "group", "pool")
@@ -145,7 +147,9 @@ DECISIONS = _counter(
 POLICY_ERROR = _gauge("policy_error", "1 while the policy file as it is on disk cannot be used, else 0.")
 POLICY_FAILURES = _counter("policy_failures", "Ticks in which the policy failed and kept its last decision.")
 POLICY_TICKS = _counter("policy_ticks", "Times Serve asked the policy.")
-SIGNAL_AGE_S = _gauge("signal_age_seconds", "Age of the oldest signal a decision about the part needs.", "part")
+SIGNAL_AGE_S = _gauge(
+    "signal_age_seconds", "Since the last report of the most silent replica of a group, or of the routers.", "part"
+)
 HELD_BACK = _gauge("held_back_decisions", "Changes the policy would make if it could.")
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -29,7 +29,7 @@ class ClusterFacts:
 
     digest: the model digest in hex. experts: group -> layer -> expert ids.
     configured: group -> deployment -> replicas asked for. emulated_rows_per_s: pool -> speed, emulated pools only.
-    required: the groups without which no request can be answered.
+    required: the groups without which no request can be answered. elastic: somebody scales the groups.
     """
 
     model: str
@@ -38,6 +38,7 @@ class ClusterFacts:
     configured: Mapping[str, Mapping[str, int]]
     emulated_rows_per_s: Mapping[str, float]
     required: tuple[str, ...]
+    elastic: bool = False
 
 
 def cluster_facts(model: str, digest: str, placement: Placement, spec: ExpertsSpec) -> ClusterFacts:
@@ -55,6 +56,7 @@ def cluster_facts(model: str, digest: str, placement: Placement, spec: ExpertsSp
         },
         emulated_rows_per_s={pool: spec.rows_per_s for pool, spec in emulated.items() if spec is not None},
         required=() if local else spec.group_names,
+        elastic=spec.elastic and not local,
     )
 
 

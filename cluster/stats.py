@@ -35,6 +35,7 @@ class RouterStats:
     digest: of its model, in hex; "" where it has not been said. groups: those it needs, all of them.
     tokens_generated, preemptions: since its start; 0 is what it has done, not what is unknown.
     ttft_p95_ms, tpot_p95_ms: of late, to the first token and from one to the next; None where nobody waited.
+    view_age_s: since it last heard from the Directory; None where it has not said.
     """
 
     id: str
@@ -50,6 +51,7 @@ class RouterStats:
     preemptions: int = 0
     ttft_p95_ms: float | None = None
     tpot_p95_ms: float | None = None
+    view_age_s: float | None = None
 
 
 REASON_CHARS = 400

@@ -18,11 +18,14 @@ from cluster.config import ExpertsSpec
 from cluster.decisions import PolicyReport
 from cluster.loads import LoadReport
 from cluster.membership import Epoch, Replica, View
+from cluster.metering import Meter, Publishing
 from cluster.placement import Placement
+from cluster.ray_metrics import RayInstruments
 from cluster.serve_logging import log_through_serve
 from cluster.snapshot import cluster_facts
 from cluster.stats import ReplicaStats, RouterStats, StartFailure
 from deployments.directory_core import DirectoryCore
+from deployments.directory_metering import DirectoryMetering
 from deployments.loading import Loading
 
 EXPIRY_PERIOD_S = 0.5
@@ -48,6 +51,8 @@ class Directory:
         facts = cluster_facts(model, digest, placement, experts)
         self._core = DirectoryCore(facts, incarnation=secrets.token_hex(8), clock=time.monotonic)
         self._expiry: asyncio.Task[None] | None = None
+        metering = DirectoryMetering(self._core.standing, time.monotonic)
+        self._publishing = Publishing(metering.tell, Meter(RayInstruments()))
 
     async def report(self, replica: Replica, stats: ReplicaStats) -> bool:
         """Registration and heartbeat of an expert replica; False tells it to stop."""
@@ -111,10 +116,15 @@ class Directory:
         """(ready, what is missing, why what could not start could not)."""
         return *self._core.health(), self._core.reasons()
 
+    async def degraded(self) -> dict[str, str]:
+        """What is wrong although requests can be answered."""
+        return self._core.degraded()
+
     def _ensure_expiry(self) -> None:
         # Started by the first call, because only then is there a loop that it may belong to.
         if self._expiry is None or self._expiry.done():
             self._expiry = asyncio.create_task(self._expire_forever())
+            self._publishing.start()
 
     async def _expire_forever(self) -> None:
         while True:

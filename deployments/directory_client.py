@@ -28,6 +28,7 @@ LOADS_PERIOD_S = 5.0
 CHANGED_LOADS_PERIOD_S = 1.0
 """While rows are computed: 0.2 ms and 127 kB a report of 61 layers of 256 experts."""
 CALL_TIMEOUT_S = 3.0
+DEGRADED_TIMEOUT_S = 1.0
 POLL_S = 5.0
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -224,7 +225,7 @@ class RouterLink:
         outage = Outage("this router cannot report to the directory")
         while True:
             try:
-                stats = replace(self._stats(), digest=self._digest, groups=self._groups)
+                stats = replace(self._stats(), digest=self._digest, groups=self._groups, view_age_s=self.view_age_s)
                 self._name = stats.id
                 await call(self._handle.report_router.remote(stats))
                 outage.over()
@@ -270,6 +271,16 @@ class ClusterReader:
             logger.warning("the directory does not answer: %r", error)
             return False, ["directory"], {}
         return ready, missing, reasons
+
+    async def degraded(self) -> dict[str, str]:
+        """What is wrong although requests can be answered: reason -> a sentence. Never raises."""
+        try:
+            found: dict[str, str] = await call(self._handle.degraded.remote(), DEGRADED_TIMEOUT_S)
+        except Exception as error:
+            # One of an older version has no such method; one that is down is told of by `health`.
+            logger.debug("the directory does not say what is degraded: %r", error)
+            return {}
+        return found
 
     async def snapshot(self) -> dict[str, Any]:
         """The body of `/v1/cluster`.

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.config import deployment_name
 from cluster.decisions import PolicyReport
+from cluster.health_reasons import ROUTER_SILENCE_TOLD_S, Heard, Reason, degraded
 from cluster.loads import LoadReport, RecordedLoads
 from cluster.membership import Epoch, Membership, Replica, State, View
 from cluster.snapshot import ROUTER, ClusterFacts, cluster_snapshot, health, reasons
 from cluster.stats import ReplicaStats, RouterStats, StartFailure
 from cluster.transport_totals import TransportTotals
+from deployments.directory_metering import Standing
 from deployments.loading import Loading, StartsUnderWay
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ class DirectoryCore:
         self._replica_stats: dict[str, ReplicaStats] = {}
         self._routers: dict[str, tuple[float, RouterStats]] = {}
         self._policy: PolicyReport | None = None
+        self._policy_heard_s = clock()
+        self._silent: dict[str, float] = {}
         # Kept for routers that are gone, too: the sum over all of them must never fall.
         self._router_bytes = TransportTotals()
         self._loads = RecordedLoads(facts.experts.values(), facts.digest)
@@ -53,6 +57,7 @@ class DirectoryCore:
         self._started_s = clock()
         self._ready: set[str] = set()
         self._failures: dict[str, deque[StartFailure]] = {}
+        self._failed_starts: Counter[str] = Counter()
         self._starts = StartsUnderWay()
 
     async def report(self, replica: Replica, stats: ReplicaStats) -> bool:
@@ -90,7 +95,9 @@ class DirectoryCore:
             self._forget(replica_id)
         for router_id in [rid for rid, (heard, _) in self._routers.items() if now - heard > ROUTER_TIMEOUT_S]:
             logger.warning("router %s has been silent too long", router_id)
-            del self._routers[router_id]
+            self._silent[router_id], _ = self._routers.pop(router_id)
+        for router_id in [rid for rid, heard in self._silent.items() if now - heard > ROUTER_SILENCE_TOLD_S]:
+            del self._silent[router_id]
         for router_id in [rid for rid, heard in self._totals_heard.items() if now - heard > FOLD_AFTER_S]:
             self._router_bytes.fold(router_id)
             self._loads.fold(router_id)
@@ -116,18 +123,20 @@ class DirectoryCore:
         """The heartbeat of a router."""
         if stats.id not in self._totals_heard:  # one that was only silent for a while has not started
             self._started(ROUTER, stats.digest)
+        self._silent.pop(stats.id, None)
         self._routers[stats.id] = (self._clock(), stats)
         self._totals_heard[stats.id] = self._clock()
         self._router_bytes.take(stats.id, stats.transport_bytes)
 
     async def report_policy(self, report: PolicyReport) -> None:
         """What the autoscaler says: its policy and its last decisions, all of them each time."""
-        self._policy = report
+        self._policy, self._policy_heard_s = report, self._clock()
 
     async def report_loads(self, report: LoadReport) -> None:
         """Rows of each expert so far, from a router, every few seconds and when it stops."""
         if report.last:
             self._routers.pop(report.router, None)
+            self._silent.pop(report.router, None)
         self._totals_heard[report.router] = self._clock()
         if not self._loads.take(report) and report.router not in self._other_models:
             self._other_models.add(report.router)  # said once, not with every report
@@ -137,6 +146,7 @@ class DirectoryCore:
         """A replica could not start. Remembered until one of the same deployment and model can."""
         logger.warning("a replica of %s cannot start: %s", failure.deployment, failure.reason)
         self._failures.setdefault(failure.part, deque(maxlen=KEPT_FAILURES)).append(failure)
+        self._failed_starts[failure.part] += 1
 
     async def report_loading(self, word: Loading) -> None:
         """A replica loads, or has just ended that. One that says no more cannot start, see `StartsUnderWay`."""
@@ -190,6 +200,35 @@ class DirectoryCore:
     def reasons(self) -> dict[str, str]:
         """What could not start, and why."""
         return reasons(self._failures)
+
+    def degraded(self) -> dict[str, str]:
+        """What is wrong although requests can be answered: reason -> a sentence."""
+        now = self._clock()
+        return degraded(
+            Heard(
+                policy=self._policy,
+                policy_silence_s=self._policy_silence_s(),
+                view_age_s={r.id: r.view_age_s for r in self._live_routers() if r.view_age_s is not None},
+                silent_s={router_id: now - heard for router_id, heard in self._silent.items()},
+            )
+        )
+
+    def standing(self) -> Standing:
+        """What the Directory's metrics tell."""
+        holding = self.degraded()
+        return Standing(
+            view=self._membership.view(),
+            digest=self._facts.digest,
+            groups=self._facts.required,
+            routers=len(self._routers),
+            failed_starts=self._failed_starts,
+            rows=self._loads.totals(),
+            policy_silence_s=self._policy_silence_s(),
+            degraded={reason.value: reason.value in holding for reason in Reason},
+        )
+
+    def _policy_silence_s(self) -> float | None:
+        return self._clock() - self._policy_heard_s if self._facts.elastic or self._policy is not None else None
 
     def _started(self, part: str, digest: str, deployment: str | None = None) -> None:
         # A part of an old version, or in another pool, that starts says nothing of those that could not.

@@ -20,6 +20,7 @@ SOURCES = {
 ENGINE = [f"deployments.router.{name}" for name in ("engine", "scheduler", "sequence", "sampler", "page_pool", "step")]
 LIGHT = ["cluster.load_plan", "deployments.experts.weights", "deployments.experts.ffn"]
 NO_TORCH = [
+    "autoscale.metering",
     "autoscale.observer",
     "autoscale.policy",
     "autoscale.policy_file",
@@ -27,11 +28,14 @@ NO_TORCH = [
     "autoscale.simulate",
     "cluster.config",
     "cluster.decisions",
+    "cluster.health_reasons",
     "cluster.loads",
     "cluster.membership",
+    "cluster.metering",
     "cluster.placement",
     "cluster.snapshot",
     "deployments.directory_core",
+    "deployments.directory_metering",
     "deployments.generation",
     "deployments.router.latency",
     "deployments.router.page_pool",

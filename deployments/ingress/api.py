@@ -129,9 +129,11 @@ class _Api:
             return json_response({"status": "unavailable", "missing": ["directory"]}, 503)
         status = "ok" if health.ready else "unavailable"
         body: dict[str, object] = {"status": status, "missing": list(health.missing)}
+        if health.degraded:
+            body["degraded"] = list(health.degraded)
         # Reasons name files and nodes: for those who may see the cluster.
         if self._service.auth.is_admin(request.headers.get("authorization")):
-            body["reasons"] = dict(health.reasons)
+            body["reasons"] = {**health.reasons, **health.degraded}
         return json_response(body, 200 if health.ready else 503)
 
     def _model(self) -> Model:

@@ -29,10 +29,12 @@ class Health:
     """What a request needs and nobody is ready for: "router", or names of expert groups.
 
     reasons: by the same names, why the last replica that tried could not start.
+    degraded: what is wrong although requests can be answered, as of `cluster.health_reasons`: reason -> a sentence.
     """
 
     missing: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
+    degraded: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:

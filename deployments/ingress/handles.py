@@ -131,9 +131,9 @@ class DirectoryCluster:
         self._reader = reader
 
     async def health(self) -> Health:
-        """Which parts are missing."""
-        _, missing, reasons = await self._reader.health()
-        return Health(tuple(missing), reasons)
+        """Which parts are missing, and what is wrong besides."""
+        (_, missing, reasons), degraded = await asyncio.gather(self._reader.health(), self._reader.degraded())
+        return Health(tuple(missing), reasons, degraded)
 
     async def snapshot(self) -> dict[str, Any]:
         """The JSON of `GET /v1/cluster`."""

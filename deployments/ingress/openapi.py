@@ -14,6 +14,7 @@ from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
 
+from cluster.health_reasons import Reason
 from deployments.ingress import request_ids
 from deployments.ingress.deadlines import HEADER as TIMEOUT_HEADER
 from deployments.ingress.experts_used import EXPERTS_HEADER, KEY
@@ -197,6 +198,7 @@ _HEALTH = {
     "properties": {
         "status": {"enum": ["ok", "unavailable"]},
         "missing": {"type": "array", "items": _TEXT},
+        "degraded": {"type": "array", "items": {"enum": [reason.value for reason in Reason]}},
         "reasons": {"type": "object", "additionalProperties": _TEXT},
     },
     "required": ["status", "missing"],

@@ -8,6 +8,7 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,9 @@ import pytest
 from autoscale import controller_link
 from autoscale.controller_link import NEWS_PERIOD_S, REPORT_PERIOD_S, ControllerLink, _Due
 from cluster.decisions import PolicyReport
+from cluster.metering import Meter
+from cluster.metrics import HELD_BACK, Metric
+from tests.recorder import Recorder
 
 
 class State(enum.Enum):
@@ -116,6 +120,22 @@ def test_a_report_is_told_once_and_again_now_and_then(link: ControllerLink, outs
     assert outside.told[-1].version == "2"
 
 
+def test_a_policy_that_is_asked_no_more_falls_silent(
+    link: ControllerLink, outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(controller_link.time, "monotonic", lambda: now[0])
+    link.report(PolicyReport("p.yaml"))
+    due = _Due()
+    for _ in range(10):
+        asyncio.run(link.turn(due))
+        now[0] += REPORT_PERIOD_S
+    assert len(outside.told) == 3, "now, and twice more in ten seconds"
+    link.report(PolicyReport("p.yaml"))
+    asyncio.run(link.turn(due))
+    assert len(outside.told) == 4
+
+
 def test_failures_are_logged_once_and_tried_again(
     link: ControllerLink, outside: Outside, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,6 +148,41 @@ def test_failures_are_logged_once_and_tried_again(
     asyncio.run(link.turn(_Due()))
     assert link.latest is not None
     assert outside.told
+
+
+def test_the_thread_publishes_although_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, dict[str, str]]] = []
+    again, over = threading.Event(), threading.Event()
+
+    class Instruments(Recorder):
+        def __init__(self, own: dict[str, str]) -> None:
+            super().__init__()
+            self.own = own
+
+        def set(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+            super().set(metric, value, labels)
+            told.append((metric.name, self.own))
+            if len(told) > 1:
+                again.set()
+
+    def failing_at_first(meter: Meter) -> None:
+        if not told:
+            told.append(("failed", {}))
+            raise ValueError("no numbers yet")
+        meter.level(HELD_BACK, 1)
+
+    async def never(*_: object) -> None:
+        while not over.is_set():
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(controller_link, "RayInstruments", Instruments)
+    monkeypatch.setattr(controller_link, "PERIOD_S", 0.01)
+    monkeypatch.setattr(ControllerLink, "turn", never)
+    link = ControllerLink("app", "Directory", failing_at_first)
+    assert again.wait(10)
+    assert told[1] == (HELD_BACK.name, {"application": "app"})
+    del link
+    over.set()
 
 
 def test_the_thread_ends_with_the_link(outside: Outside) -> None:

@@ -207,3 +207,23 @@ def test_no_report_and_no_clock_raises(steps: list[tuple[float, dict[str, float]
 
 def replace_window(now: float) -> SignalsSpec:
     return SPEC.model_copy(update={"window_s": 1.0 if now > 0 else 5.0})
+
+
+def test_the_age_of_a_part_is_that_of_its_most_silent_replica(cluster: Cluster) -> None:
+    cluster.run(3)
+    assert cluster.observer.ages(ROUTER, cluster.now) == {ROUTER: 0.0, "experts-0": 0.0, "experts-1": 0.0}
+    cluster.units["experts-0-fast"]["c"] = replica(10.0)
+    cluster.run(1)
+    cluster.silent = {"c", "r1"}
+    cluster.run(4)
+    assert cluster.observer.ages(ROUTER, cluster.now) == {ROUTER: 4.0, "experts-0": 4.0, "experts-1": 0.0}
+
+
+def test_one_that_has_never_reported_is_as_old_as_its_listing_and_one_that_is_gone_has_no_age(cluster: Cluster) -> None:
+    cluster.run(3)
+    for _ in range(4):
+        cluster.observer.see("experts-1", {"b": {}, "new": {}}, cluster.now, SPEC.window_s)
+        cluster.now += 1.0
+    assert cluster.observer.ages(ROUTER, cluster.now)["experts-1"] == 4.0
+    cluster.observer.see("experts-1", {}, cluster.now, SPEC.window_s)
+    assert "experts-1" not in cluster.observer.ages(ROUTER, cluster.now)

@@ -17,6 +17,18 @@ from autoscale import serve_policy
 from autoscale.controller_link import Details
 from autoscale.serve_policy import ServePolicy
 from cluster.decisions import PolicyReport
+from cluster.metering import Source
+from cluster.metrics import (
+    ACTUAL_REPLICAS,
+    DECISIONS,
+    POLICY_ERROR,
+    POLICY_FAILURES,
+    POLICY_TICKS,
+    SIGNAL_AGE_S,
+    STARTING_REPLICAS,
+    TARGET_REPLICAS,
+)
+from tests.recorder import Recorder
 
 POLICY = """
 version: 1
@@ -34,7 +46,8 @@ SERVE_TICK_S = 0.11
 class FakeLink:
     """The link to the controller as a list of what it was told."""
 
-    def __init__(self, application: str, directory: str) -> None:
+    def __init__(self, application: str, directory: str, metrics: Source) -> None:
+        self.metrics = metrics
         self.latest: Details | None = None
         self.reports: list[PolicyReport] = []
         self.names = (application, directory)
@@ -230,8 +243,50 @@ def test_an_invalid_edit_is_reported_and_the_old_policy_stays(serve: Serve, poli
     assert after.version == before.version
     assert after.error is not None
     assert "max_replicas" in after.error
+    assert told(serve).of(POLICY_ERROR) == 1
     load_for(serve, 8, "experts-0")
     assert serve.targets["experts-0"] == 3
+
+
+def test_a_policy_that_fails_is_reported_and_counted_until_it_decides_again(serve: Serve) -> None:
+    serve.run(2)
+    serve.now[0] += 1
+    serve.policy({key: SimpleNamespace() for key in serve.contexts()})
+    assert "AttributeError" in (link_of(serve).reports[-1].failure or "")
+    assert told(serve).of(POLICY_FAILURES) == 1
+    serve.run(2)
+    assert link_of(serve).reports[-1].failure is None
+
+
+def test_signals_that_stall_are_named_with_their_age_until_they_come_again(serve: Serve) -> None:
+    load_for(serve, 4, "experts-0")
+    assert link_of(serve).reports[-1].stalled == ()
+    frozen = serve.contexts()
+    for _ in range(30):
+        serve.now[0] += SERVE_TICK_S
+        serve.policy(frozen)
+    assert set(link_of(serve).reports[-1].stalled) == {"Router", "experts-0", "experts-1"}
+    assert told(serve).of(SIGNAL_AGE_S, part="experts-0") > 2
+    load_for(serve, 2, "experts-0")
+    assert link_of(serve).reports[-1].stalled == ()
+
+
+def test_what_is_decided_is_counted_and_levels_follow_the_replicas(serve: Serve) -> None:
+    load_for(serve, 8, "experts-0")
+    now = told(serve)
+    assert now.of(DECISIONS, group="experts-0", direction="up", reason="critical_path") == 1
+    levels = [now.of(each, group="experts-0", pool="default") for each in (TARGET_REPLICAS, ACTUAL_REPLICAS)]
+    assert levels == [3, 1]
+    assert now.of(STARTING_REPLICAS, group="experts-0", pool="default") == 2
+    assert now.of(POLICY_ERROR) == 0
+    assert now.of(POLICY_TICKS) > 70
+
+
+def told(serve: Serve) -> Recorder:
+    """What the link would publish now."""
+    recorder = Recorder()
+    link_of(serve).metrics(recorder.meter)
+    return recorder
 
 
 def test_an_edit_that_does_not_fit_the_groups_is_refused_too(serve: Serve, policy_file: Path) -> None:

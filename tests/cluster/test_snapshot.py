@@ -124,6 +124,8 @@ def test_decisions_and_the_state_of_the_policy_file_are_shown_as_the_autoscaler_
         "error": "budget.gpus: wrong.",
         "held_back": ["experts-0: no room"],
         "cluster": None,
+        "failure": None,
+        "stalled": [],
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.config import ExpertsSpec
+from cluster.decisions import PolicyReport
 from cluster.errors import DirectoryUnavailableError
 from cluster.loads import LoadReport
 from cluster.membership import Address, Replica, State
@@ -35,6 +36,9 @@ class Directory(DirectoryCore):
 
     async def health(self):
         return *super().health(), super().reasons()
+
+    async def degraded(self):
+        return super().degraded()
 
     async def snapshot(self, targets):
         return super().snapshot(targets)
@@ -245,6 +249,22 @@ def router_link(handle, on_view=lambda _: None, rows=None):
     )
 
 
+def test_a_router_says_how_long_ago_it_heard_from_the_directory_while_it_can_say_anything():
+    async def story():
+        class Deaf(Directory):
+            async def view(self, _known, _timeout_s):
+                await asyncio.sleep(3600)
+
+        link = router_link(Handle(deaf := Deaf()))
+        link.start()
+        await until(lambda: deaf._live_routers())
+        heard = deaf._live_routers()[0].view_age_s
+        await until(lambda: deaf._live_routers()[0].view_age_s > heard)
+        await link.stop()
+
+    asyncio.run(story())
+
+
 async def recorded(directory):
     [[rows]] = (await directory.loads())["domains"].values()
     return rows
@@ -381,10 +401,14 @@ def test_the_ingress_reads_health_and_snapshot_with_the_targets():
         await handle.directory.report_failure(StartFailure(1.0, "experts-0", "experts-0", "no disk"))
         reader = ClusterReader(handle, targets)
         assert await reader.health() == (False, ["router", "experts-0"], {"experts-0": "no disk"})
+        assert await reader.degraded() == {}
+        await handle.directory.report_policy(PolicyReport("p.yaml", failure="x"))
+        assert list(await reader.degraded()) == ["policy"]
         assert (await reader.snapshot())["groups"][0]["target_replicas"] == 4
         assert await reader.loads() == {"layers": [0], "domains": {"recorded": [[0, 0]]}}
         handle.directory = None
         assert await reader.health() == (False, ["directory"], {})
+        assert await reader.degraded() == {}
         with pytest.raises(DirectoryUnavailableError):
             await reader.snapshot()
         with pytest.raises(DirectoryUnavailableError):

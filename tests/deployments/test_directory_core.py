@@ -8,6 +8,7 @@ import pytest
 
 from cluster.config import ExpertsSpec
 from cluster.decisions import PolicyReport
+from cluster.health_reasons import POLICY_SILENCE_S, ROUTER_SILENCE_TOLD_S, STALE_VIEW_S
 from cluster.loads import LoadReport
 from cluster.membership import Address, Epoch, Replica, State
 from cluster.placement import contiguous
@@ -364,5 +365,72 @@ def test_a_router_of_another_version_that_starts_clears_no_reason(core):
         assert core.reasons() == {"router": "no memory"}
         await core.report_router(RouterStats("new", digest=DIGEST))
         assert core.reasons() == {}
+
+    asyncio.run(story())
+
+
+def test_a_silent_router_is_told_of_for_a_while_unless_it_said_its_last_word_or_comes_back(core, clock):
+    async def story():
+        for name in ("killed", "stopped", "slow"):
+            await core.report_router(RouterStats(name, digest=DIGEST))
+        await core.report_loads(LoadReport("stopped", {0: np.zeros(4, np.int64)}, last=True, digest=DIGEST))
+        clock[0] = ROUTER_TIMEOUT_S + 1
+        await core.expire()
+        assert core.degraded() == {
+            "silent_routers": "the directory does not hear from routers: killed for 6 s, slow for 6 s"
+        }
+        await core.report_router(RouterStats("slow", digest=DIGEST))
+        assert "slow" not in core.degraded()["silent_routers"]
+        clock[0] = ROUTER_SILENCE_TOLD_S + 1
+        await core.report_router(RouterStats("slow", digest=DIGEST))
+        await core.expire()
+        assert core.degraded() == {}
+
+    asyncio.run(story())
+
+
+def test_an_autoscaler_that_says_nothing_is_a_reason_only_where_there_should_be_one(clock):
+    async def story():
+        fixed, elastic = (
+            DirectoryCore(
+                cluster_facts("demo", DIGEST, contiguous({0: 4}, 2), ExpertsSpec(groups=2, replicas=replicas)),
+                incarnation="one",
+                clock=lambda: clock[0],
+            )
+            for replicas in (1, "elastic")
+        )
+        clock[0] = POLICY_SILENCE_S + 1
+        assert fixed.degraded() == {}
+        assert list(elastic.degraded()) == ["autoscaler"]
+        await elastic.report_policy(PolicyReport("p.yaml", error="budget: wrong."))
+        assert list(elastic.degraded()) == ["policy_file"]
+        await elastic.report_policy(PolicyReport("p.yaml"))
+        assert elastic.degraded() == {}
+        assert elastic.health() == (False, ["router", "experts-0", "experts-1"]), "what is missing is another matter"
+
+    asyncio.run(story())
+
+
+def test_routers_that_do_not_hear_from_the_directory_say_so(core):
+    async def story():
+        await core.report_router(RouterStats("r", digest=DIGEST, view_age_s=STALE_VIEW_S + 1))
+        assert list(core.degraded()) == ["directory_updates"]
+        assert core.standing().degraded["directory_updates"]
+        assert not core.standing().degraded["silent_routers"]
+
+    asyncio.run(story())
+
+
+def test_the_standing_counts_failed_starts_for_ever_and_sums_the_rows_of_all_routers(core):
+    async def story():
+        await core.report_failure(failure("no disk"))
+        await core.report(replica("new"), ReplicaStats())
+        assert core.reasons() == {}
+        for router in ("a", "b"):
+            await core.report_loads(LoadReport(router, {0: np.array([1, 2, 0, 0])}, digest=DIGEST))
+        now = core.standing()
+        assert now.failed_starts == {"experts-0": 1}
+        assert now.rows[0].tolist() == [2, 4, 0, 0]
+        assert now.groups == ("experts-0", "experts-1")
 
     asyncio.run(story())

@@ -414,6 +414,22 @@ def test_why_something_is_missing_is_told_to_those_who_may_see_the_cluster(tmp_p
     assert asyncio.run(told(guarded, "other-key")) is None
 
 
+def test_what_is_wrong_besides_leaves_the_status_and_says_why_to_those_who_may_see_the_cluster(tmp_path: Path) -> None:
+    (tmp_path / "admin").write_text(KeyRecord("admin", digest_of("admin-key")).line())
+    guarded = Authenticator(None, KeyFile(tmp_path / "admin"))
+    sentence = "p.yaml as it is now is not in force: budget: wrong."
+    service = make_service(says("x"), cluster=FakeCluster(Health(degraded={"policy_file": sentence})), auth=guarded)
+
+    async def told(key: str) -> tuple[int, dict[str, object]]:
+        async with http(service) as client:
+            response = await client.get("/health", headers={"authorization": f"Bearer {key}"})
+        return response.status_code, response.json()
+
+    public = {"status": "ok", "missing": [], "degraded": ["policy_file"]}
+    assert asyncio.run(told("other-key")) == (200, public)
+    assert asyncio.run(told("admin-key")) == (200, {**public, "reasons": {"policy_file": sentence}})
+
+
 def test_keys_guard_everything_but_health(tmp_path: Path) -> None:
     for name in ("api", "admin"):
         (tmp_path / name).write_text(KeyRecord(name, digest_of(f"{name}-key")).line())

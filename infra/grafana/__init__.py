@@ -1,0 +1,1 @@
+"""Grafana dashboards over the metrics of `cluster.metrics`; see README.md here."""
