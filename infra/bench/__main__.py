@@ -21,7 +21,7 @@ from infra.bench.context import Context
 from infra.bench.figures import Figure, json_line, table
 from infra.bench.machine import about_machine
 
-SIDES = ("fabric", "transports", "growth", "routers", "invariance", "serving", "startup")
+SIDES = ("fabric", "transports", "growth", "routers", "invariance", "tracing", "serving", "startup")
 """Modules beside this file, in the order in which they run."""
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import secrets
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from cluster.blueprint import Blueprint, make_blueprint
 from cluster.config import AppConfig, parse_args
 from cluster.fabric.server import ServerStats
 from cluster.membership import Epoch, Replica, View
+from cluster.telemetry import tracer
 from deployments.generation import GenerationRequest, SamplingParams, TokenChunk
 from infra.bench.processes import Remote, together
 
@@ -84,16 +86,27 @@ class SplitModel:
     local: the routers hold the experts themselves, the baseline without a fabric.
     forked: fork the processes from one that has imported everything, instead of starting each from nothing as Ray does.
         That saves seconds, but shared pages make a step several percent faster: compare forked with forked only.
+    environment: variables of the processes; with an endpoint for traces they send spans of traced requests.
 
     Raises:
         RuntimeError: a process failed; the message is its traceback. TimeoutError: it did not answer.
     """
 
-    def __init__(self, args: AppConfig, routers: int = 1, local: bool = False, *, forked: bool = False) -> None:
+    def __init__(
+        self,
+        args: AppConfig,
+        routers: int = 1,
+        local: bool = False,
+        *,
+        forked: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         if local:
             args = args.model_copy(update={"experts": args.experts.model_copy(update={"transport": "local"})})
         self._args = args
         self._seeds = itertools.count()
+        self._requests = itertools.count(1)
+        self._environment = dict(environment or {})
         self._vocab_size = 0
         self._routers: list[Remote] = []
         self._experts: list[Remote] = []
@@ -109,10 +122,11 @@ class SplitModel:
         preload = PRELOADED if self._forked else ()
         try:
             for number, index in enumerate(replicas):
-                make = partial(_Expert, self._args, blueprint, index, f"replica-{number}", key)
+                make = partial(_Expert, self._args, blueprint, index, f"replica-{number}", key, self._environment)
                 self._experts.append(Remote(make, preload))
             for _ in range(self._number_of_routers):
-                self._routers.append(Remote(partial(_Router, self._args, blueprint, key), preload))
+                make_router = partial(_Router, self._args, blueprint, key, self._environment)
+                self._routers.append(Remote(make_router, preload))
             for process in (*self._experts, *self._routers):
                 process.answer()
             view = View(Epoch("bench", 1), tuple(together(self._experts, "record")))
@@ -127,9 +141,18 @@ class SplitModel:
     ) -> None:
         self._close()
 
-    def decode(self, clients: int, prompt_tokens: int, new_tokens: int, *, routers: int | None = None) -> Decoded:
+    def decode(
+        self,
+        clients: int,
+        prompt_tokens: int,
+        new_tokens: int,
+        *,
+        routers: int | None = None,
+        trace_every: int | None = None,
+    ) -> Decoded:
         """`run` on prompts that no earlier call has had."""
-        return self.run(self.prompts(clients, prompt_tokens), new_tokens, routers=routers)
+        prompts = self.prompts(clients, prompt_tokens)
+        return self.run(prompts, new_tokens, routers=routers, trace_every=trace_every)
 
     def prompts(self, clients: int, prompt_tokens: int) -> list[Prompt]:
         """Random tokens, others at every call, the same in every run of the benchmark."""
@@ -138,15 +161,24 @@ class SplitModel:
         drawn = torch.randint(FIRST_ORDINARY_TOKEN, self._vocab_size, shape, generator=generator)
         return [tuple(prompt) for prompt in drawn.tolist()]
 
-    def run(self, prompts: Sequence[Prompt], new_tokens: int, *, routers: int | None = None) -> Decoded:
+    def run(
+        self,
+        prompts: Sequence[Prompt],
+        new_tokens: int,
+        *,
+        routers: int | None = None,
+        trace_every: int | None = None,
+    ) -> Decoded:
         """Greedy decoding of the prompts, all submitted at once and spread over the first `routers` routers in turn.
 
         With one new token this is a prefill. Routers reuse what they still hold of earlier prompts.
+        trace_every: each how many-th request is traced, over all runs; None for none.
         """
+        traces = [_trace() if trace_every and next(self._requests) % trace_every == 0 else "" for _ in prompts]
         before = together(self._experts, "load")
         working = self._routers[: min(len(prompts), routers or len(self._routers))]
         for number, router in enumerate(working):
-            router.ask("run", prompts[number :: len(working)], new_tokens)
+            router.ask("run", prompts[number :: len(working)], traces[number :: len(working)], new_tokens)
         runs: list[_Run] = [router.answer(RUN_S) for router in working]
         after = together(self._experts, "load")
         return Decoded(
@@ -158,6 +190,10 @@ class SplitModel:
             rows=int(_rise(before, after, lambda load: load.stats.rows)),
             batches=int(_rise(before, after, lambda load: load.stats.batches)),
         )
+
+    def flush(self) -> None:
+        """Send the spans that wait to be sent."""
+        together([*self._routers, *self._experts], "flush")
 
     def _close(self) -> None:
         # Routers first: an expert that goes before them is a failure to them, which they would log.
@@ -194,12 +230,33 @@ class _Run:
         return [later - earlier for earlier, later in pairs if begin <= earlier and later <= end]
 
 
-class _Expert:
+class _Traced:
+    """What has a tracer where the environment names an endpoint."""
+
+    def __init__(self, service: str, environment: Mapping[str, str]) -> None:
+        os.environ.update(environment)  # OpenTelemetry reads the process's own
+        self.tracer = tracer(service, {}, os.environ)
+
+    def flush(self) -> None:
+        if self.tracer is not None:
+            self.tracer.span_processor.force_flush()  # type: ignore[attr-defined]  # of the SDK's
+
+
+class _Expert(_Traced):
     """One expert replica in its process."""
 
-    def __init__(self, args: AppConfig, blueprint: Blueprint, index: int, replica_id: str, key: bytes) -> None:
+    def __init__(
+        self,
+        args: AppConfig,
+        blueprint: Blueprint,
+        index: int,
+        replica_id: str,
+        key: bytes,
+        environment: Mapping[str, str],
+    ) -> None:
         from deployments.experts.replica import ExpertReplica
 
+        super().__init__("expertscale-experts", environment)
         emulate = args.experts.emulate
         self._replica = ExpertReplica(
             blueprint,
@@ -210,6 +267,7 @@ class _Expert:
             node=NODE,
             emulate_rows_per_s=emulate.rows_per_s if emulate else None,
             batch_invariant=args.router.batch_invariant,
+            tracer=self.tracer,
         )
 
     def record(self) -> Replica:
@@ -222,13 +280,14 @@ class _Expert:
         self._replica.close()
 
 
-class _Router:
+class _Router(_Traced):
     """One router in its process."""
 
-    def __init__(self, args: AppConfig, blueprint: Blueprint, key: bytes) -> None:
+    def __init__(self, args: AppConfig, blueprint: Blueprint, key: bytes, environment: Mapping[str, str]) -> None:
         from deployments.router.runtime import RouterRuntime
 
-        self._runtime = RouterRuntime(blueprint, args.experts, args.router, key=key, node=NODE)
+        super().__init__("expertscale-router", environment)
+        self._runtime = RouterRuntime(blueprint, args.experts, args.router, key=key, node=NODE, tracer=self.tracer)
         self._ids = itertools.count()
         self._local = args.experts.transport == "local"
 
@@ -239,11 +298,11 @@ class _Router:
         self._runtime.start()
         return self._runtime.backbone.vocab_size
 
-    def run(self, prompts: Sequence[Prompt], new_tokens: int) -> _Run:
+    def run(self, prompts: Sequence[Prompt], traces: Sequence[str], new_tokens: int) -> _Run:
         sampling = SamplingParams(max_tokens=new_tokens, seed=0, temperature=0.0, ignore_eos=True)
         requests = [
-            GenerationRequest(f"request-{next(self._ids)}", prompt, sampling, prompt_tokens=len(prompt))
-            for prompt in prompts
+            GenerationRequest(f"request-{next(self._ids)}", prompt, sampling, prompt_tokens=len(prompt), trace=trace)
+            for prompt, trace in zip(prompts, traces, strict=True)
         ]
         emitted_at: list[list[float]] = [[] for _ in requests]
         failures: list[Exception] = []
@@ -272,6 +331,11 @@ class _Router:
 
     def close(self) -> None:
         self._runtime.stop()
+
+
+def _trace() -> str:
+    """The `traceparent` of a request that is traced."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
 
 
 def _rise(before: Sequence[_Load], after: Sequence[_Load], total: Callable[[_Load], float]) -> float:
