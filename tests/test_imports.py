@@ -55,6 +55,7 @@ RAY_SHELLS = {
     "deployments.node",
     "deployments.router.affinity",
     "deployments.router.deployment",
+    "deployments.serve_run",
     "deployments.targets",
     "autoscale.cluster_link",
     "autoscale.controller_link",
