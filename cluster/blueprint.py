@@ -2,15 +2,17 @@
 
 The application builder makes it once and binds it to every replica. Compiling a load plan needs transformers (seconds
 of imports), so plans are kept in `.expertscale/plans`, named after everything they depend on; `check` fills that cache
-before Ray starts.
+before Ray starts. Where nothing can be written there, each start compiles.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -21,6 +23,8 @@ from cluster.errors import CheckpointError, PlacementError
 from cluster.fabric import WIRE_VERSION
 from cluster.load_plan import LoadPlan, model_digest
 from cluster.placement import Placement, balanced, contiguous, explicit, hot_aligned, read_groups, read_load
+
+logger = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = ("*tokenizer*", "*.jinja", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.tiktoken")
 
@@ -87,18 +91,25 @@ def _cached_plan(folder: Path, dtype: str) -> str:
     """The plan of the checkpoint as JSON, compiled only if no file of the folder has changed since the last time."""
     key = _stamp(folder, dtype)
     cached = project_root() / ".expertscale" / "plans" / f"{key}.json"
-    if cached.is_file():
+    with suppress(OSError):  # not there, or another user's
         return cached.read_text()
     from cluster.checkpoint import compile_plan  # needs transformers
 
     text = compile_plan(folder, dtype).to_json()
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    # Two starts may race: write aside and rename, so that nobody reads half a plan.
-    handle, aside = tempfile.mkstemp(dir=cached.parent)
+    try:
+        _keep(text, cached)
+    except OSError as error:  # as in a container whose file system is read-only
+        logger.info("the load plan is not kept in %s: %s; each start compiles it", cached.parent, error.strerror)
+    return text
+
+
+def _keep(text: str, path: Path) -> None:
+    """Two starts may race: write aside and rename, so that nobody reads half a plan."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent)
     with os.fdopen(handle, "w") as file:
         file.write(text)
-    os.replace(aside, cached)
-    return text
+    os.replace(aside, path)
 
 
 def _stamp(folder: Path, dtype: str) -> str:

@@ -51,6 +51,12 @@ def test_plan_is_compiled_once_until_a_file_changes(tmp_path: Path, monkeypatch:
         blueprint(folder)
 
 
+def test_a_place_that_cannot_be_written_keeps_no_plan_and_nobody_from_starting(tmp_path: Path) -> None:
+    folder = save("olmoe", tmp_path / "model", torch.float32)
+    (tmp_path / ".expertscale").write_text("a file where the folder would be")
+    assert blueprint(folder) == blueprint(folder)
+
+
 def test_plan_is_compiled_again_by_another_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save("olmoe", tmp_path / "model", torch.float32)
     blueprint(folder)
