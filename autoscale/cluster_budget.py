@@ -1,7 +1,7 @@
 """Budgets that say `cluster` or `nodes`: from what the cluster was last known to give, to numbers. Pure.
 
     cluster   worker groups up to their maxReplicas, which Ray's autoscaler brings; outside Kubernetes Ray's own nodes
-    nodes     no more of them than the nodes there are now have room for
+    nodes     no more of them than the nodes there are now have room for; said of one resource it holds for both
 
 What was never known is no number: there is no decision then. What has grown old counts as it was last known, and is
 told with its age. A pool whose replicas no machine can run is bounded by what all can give together, and told.
@@ -23,7 +23,8 @@ STALE_S = 60.0
 
 @dataclass(frozen=True)
 class Given:
-    """What is known of the cluster. source: who says so. offers: None before they are known.
+    """What is known of the cluster. source: who says so. offers: None before they are known; by_nodes: no more of them
+    than the nodes of that moment have room for.
 
     at: when they were last known to hold, monotonic seconds; read_at: the same in Unix seconds.
     shown: parts for `/v1/cluster`. letting_go: worker groups are still raised. troubles: one sentence each.
@@ -34,6 +35,7 @@ class Given:
     at: float = float("-inf")
     read_at: float | None = None
     shown: Mapping[str, Any] = field(default_factory=dict)
+    by_nodes: bool = False
     letting_go: bool = False
     troubles: tuple[str, ...] = ()
 
@@ -52,7 +54,8 @@ def budget_of(spec: PolicySpec, fleet: Fleet, given: Given | None, now: float) -
     if not asks:
         return Budget({})
     names = " and ".join(f"budget.{resource}" for resource in asks)
-    if given is None or given.offers is None:
+    # An answer to another question, of a policy before this one, is none.
+    if given is None or given.offers is None or given.by_nodes != ("nodes" in asks.values()):
         return Budget(None, (f"{names}: no decision, what the cluster can give is not known yet",))
     amounts: dict[Account, float] = {}
     notes = []

@@ -113,6 +113,7 @@ def given_of(seen: Seen, by_nodes: bool) -> Given:
         at=at,
         read_at=time.time() - (time.monotonic() - at) if known else None,
         shown=shown,
+        by_nodes=by_nodes,
         letting_go=bool(seen.raised),
         troubles=seen.troubles,
     )
@@ -139,7 +140,7 @@ def _ray_turn(place: Elsewhere) -> Turn:
                 complaint = f"ray does not say which nodes it has: {error!r}"
                 logger.warning("%s", complaint)
         troubles += [complaint] if complaint else []
-        return Given("ray", offered, at, read_at, shown, troubles=tuple(troubles))
+        return Given("ray", offered, at, read_at, shown, wanted.nodes, troubles=tuple(troubles))
 
     return turn
 

@@ -23,6 +23,7 @@ from autoscale.simulation.world import World, build
 from autoscale.spec import PolicySpec
 from autoscale.traces import load, stretch
 from cluster.errors import ConfigError
+from cluster.sentences import Fault
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,9 +65,13 @@ def _run(options: argparse.Namespace) -> int:
 
 def _policy(path: Path) -> PolicySpec:
     try:
-        return read(path)
+        spec = read(path)
     except ConfigError as error:
         raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+    for resource, source in spec.budget.asks.items():
+        allowed = "a simulation has no cluster to ask; write a number, or pool -> number"
+        raise ConfigError(f"{path}: {Fault(f'budget.{resource}', source, allowed).sentence()}")
+    return spec
 
 
 def _print(world: World, calibration: Calibration, results: Sequence[Result], found: Comparison | None) -> None:

@@ -42,3 +42,11 @@ def test_fixed_numbers_are_nobody_s_to_change():
     assert [unit.name for unit, _ in only_experts.fixed] == ["Router"]
     only_routers = fleet_of(parse_args({"model": MODEL, "router": {"replicas": "elastic"}}))
     assert list(only_routers.units) == ["Router"]
+
+
+def test_a_unit_knows_the_labels_of_the_nodes_it_may_run_on():
+    resources = {"accelerator_type": "L4", "label_selector": {"zone": "in(a,b)"}}
+    (unit,) = fleet_of(
+        parse_args({"model": MODEL, "experts": {"groups": 1, "replicas": "elastic", "resources": resources}})
+    ).units.values()
+    assert unit.selector == {"ray.io/accelerator-type": "L4", "zone": "in(a,b)"}

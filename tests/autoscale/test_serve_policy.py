@@ -13,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autoscale import serve_policy
+from autoscale import serve_policy, under
+from autoscale.cluster_budget import Given
+from autoscale.cluster_link import Wanted
 from autoscale.controller_link import Details
 from autoscale.serve_policy import ServePolicy
 from cluster.decisions import PolicyReport
@@ -28,6 +30,7 @@ from cluster.metrics import (
     STARTING_REPLICAS,
     TARGET_REPLICAS,
 )
+from cluster.nodes.offers import Offer
 from tests.recorder import Recorder
 
 POLICY = """
@@ -318,6 +321,62 @@ def test_contexts_that_make_no_sense_are_logged_once_and_change_nothing(
     assert sum("the policy failed" in record.message for record in caplog.records) == 1
     load_for(serve, 8, "experts-0")
     assert serve.targets["experts-0"] == 3
+
+
+class FakeCluster:
+    """The link to the cluster under the policy, and what was wanted of it."""
+
+    def __init__(self) -> None:
+        self.latest: Given | None = None
+        self.wanted: list[Wanted] = []
+
+    def want(self, wanted: Wanted) -> None:
+        self.wanted.append(wanted)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
+    made = FakeCluster()
+    monkeypatch.setattr(under, "ClusterLink", lambda _spec: made)
+    return made
+
+
+def test_a_budget_left_to_the_cluster_decides_nothing_before_it_is_known_and_binds_then(
+    policy_file: Path, monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster
+) -> None:
+    policy_file.write_text(POLICY.replace("{replicas: 4}", "{cpus: cluster}"))
+    serve = serve_with(policy_file, monkeypatch)
+    load_for(serve, 8, "experts-0")
+    assert serve.targets == {"Router": 1, "experts-0": 1, "experts-1": 1}
+    report = link_of(serve).reports[-1]
+    assert report.held_back == ("budget.cpus: no decision, what the cluster can give is not known yet",)
+    assert report.cluster == {"source": "not known yet", "read_at": None, "troubles": []}
+    # A router and two replicas take 0.3 of a CPU: there is room for one more.
+    cluster.latest = Given("ray", (Offer("a", 1, 0, 0.4),), serve.now[0], 12.3, {"nodes": []}, troubles=("away",))
+    load_for(serve, 8, "experts-0")
+    assert serve.targets["experts-0"] == 2
+    report = link_of(serve).reports[-1]
+    assert "budget: 0.4 cpus" in report.held_back[-1]
+    assert report.cluster == {"source": "ray", "read_at": 12, "nodes": [], "troubles": ["away"]}
+    serve.running["experts-0"] = 2
+    load_for(serve, 120, "experts-0")
+    assert serve.targets["experts-0"] == 2, "what is old still counts"
+    assert "as the cluster was 2 min ago" in link_of(serve).reports[-1].held_back[0]
+
+
+def test_machines_are_asked_for_before_a_scheduled_peak(
+    policy_file: Path, monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster
+) -> None:
+    entry = "[{cron: '* * * * *', duration_s: 60, groups: {experts-1: {min_replicas: 3}}}]"
+    policy_file.write_text(f"{POLICY}schedule: {entry}\nprewarm: {{lead_s: 60, worker_groups: [l4]}}\n")
+    serve = serve_with(policy_file, monkeypatch)
+    serve.run(1)
+    prewarm = cluster.wanted[-1].prewarm
+    assert prewarm is not None
+    assert prewarm.patterns == ("l4",)
+    assert {seat.name: (seat.replicas, seat.peak) for seat in prewarm.seats}["experts-1"] == (3, True)
+    assert not cluster.wanted[-1].budget
+    assert link_of(serve).reports[-1].held_back[0].startswith("experts-0: no decision by load")
 
 
 absurd = st.one_of(st.floats(), st.sampled_from([0.0, -1.0, 1e308, float("nan"), float("inf")]))

@@ -112,3 +112,12 @@ def test_a_sparkline_is_as_high_as_its_values():
     assert sparkline(np.array([0.0, 4.0, 8.0]), 3) == " ▄█"
     assert sparkline(np.array([1.0, 1.0]), 8, top=8) == "▁▁"
     assert sparkline(np.zeros(3)) == "   "
+
+
+def test_a_budget_left_to_the_cluster_is_refused_as_there_is_none(
+    trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    policy = tmp_path / "p.yaml"
+    policy.write_text("version: 1\nbudget: {gpus: cluster}\n")
+    assert main(["--policy", str(policy), "--trace", trace]) == 1
+    assert "budget.gpus: the value 'cluster' is not allowed: a simulation has no cluster" in capsys.readouterr().err
