@@ -40,6 +40,7 @@ def as_json(shape: Shape, pools: Sequence[GpuPool], plan: SizingPlan, conditions
     return {
         "model": {
             **asdict(shape),
+            "latent": shape.latent,
             "total_numbers": shape.total_numbers,
             "experts_numbers": shape.all_experts_numbers,
             "expert_bytes": shape.expert_bytes,

@@ -23,7 +23,8 @@ class Shape:
     expert_numbers: layer -> numbers of one of its experts. top_k: experts per token.
     router_numbers: all weights that are no routed expert's; of these embedding_numbers are only looked up, a row a
     token, and shared_numbers are the shared experts'.
-    kv_numbers: layer -> numbers that one token leaves in the KV pool. latent: whether as latents (MLA).
+    kv_numbers: layer -> numbers that one token leaves in the KV pool. expanded_numbers: what a long chunk makes of one
+        token's latent while a layer attends, 0 where there are no latents (no MLA).
     widest: most values of one token between two products of the router; expert_widest: the same in an expert.
     """
 
@@ -39,7 +40,7 @@ class Shape:
     embedding_numbers: int
     shared_numbers: int
     kv_numbers: dict[int, int]
-    latent: bool
+    expanded_numbers: int
     widest: int
     expert_widest: int
     max_context: int
@@ -58,6 +59,11 @@ class Shape:
     def total_numbers(self) -> int:
         """Numbers of the whole model: what its makers call its parameters."""
         return self.router_numbers + self.all_experts_numbers
+
+    @property
+    def latent(self) -> bool:
+        """Whether the pool holds latents (MLA)."""
+        return self.expanded_numbers > 0
 
     @property
     def expert_bytes(self) -> int:
@@ -88,7 +94,7 @@ def read_shape(model: Path, dtype: str = "auto") -> Shape:
     routed = {id(p) for module in experts_modules.values() for p in module.parameters()}
     rest = {id(p): p.numel() for p in whole.parameters() if id(p) not in routed}
     embedding, head = whole.get_input_embeddings().weight, whole.get_output_embeddings().weight
-    kv, latent = _kv_numbers(whole, found.config)
+    kv, expanded = _kv_numbers(whole, found.config)
     text = found.config.get_text_config()
     return Shape(
         model_type=found.config.model_type,
@@ -103,7 +109,7 @@ def read_shape(model: Path, dtype: str = "auto") -> Shape:
         embedding_numbers=0 if embedding is head else embedding.numel(),
         shared_numbers=_shared_numbers(whole),
         kv_numbers=kv,
-        latent=latent,
+        expanded_numbers=expanded,
         widest=_widest(whole, head),
         expert_widest=max(max(p.shape[1:]) for module in modules.values() for p in module.parameters()),
         max_context=model_support.max_context(found.config)[0],
@@ -153,24 +159,27 @@ def _shared_numbers(model: Any) -> int:
     )
 
 
-def _kv_numbers(model: Any, config: Any) -> tuple[dict[int, int], bool]:
-    """Layer -> numbers a token leaves in the KV pool, and whether they are latents: as the router's cache stores them.
+def _kv_numbers(model: Any, config: Any) -> tuple[dict[int, int], int]:
+    """`Shape.kv_numbers` and `expanded_numbers`, as the router's cache and attention have them.
 
-    DeepSeek-V3: 512 + 64 in each of 61 layers.
+    DeepSeek-V3: 512 + 64 in each of 61 layers, and of one token 128 heads x (128 + 128 as projected, 192 of keys and as
+    many of values, which are padded to that width) = 81,920 numbers expanded.
     """
     text = config.get_text_config()
     rows: dict[int, int] = {}
-    latent = False
+    expanded = 0
     for _, module in model.named_modules():
         layer = cast(int, getattr(module, "layer_idx", -1))
         if all(hasattr(module, part) for part in ("expand_kv", "kv_b_proj")):
             rows[layer] = int(module.kv_b_proj.weight.shape[1]) + int(module.qk_rope_head_dim)
-            latent = True
+            heads = int(module.kv_b_proj.weight.shape[0]) // (int(module.qk_nope_head_dim) + int(module.v_head_dim))
+            keys = heads * (int(module.qk_nope_head_dim) + int(module.qk_rope_head_dim))
+            expanded = max(expanded, int(module.kv_b_proj.weight.shape[0]) + 2 * keys)
         elif hasattr(module, "k_proj") and hasattr(module, "v_proj"):
             rows[layer] = int(module.k_proj.weight.shape[0]) + int(module.v_proj.weight.shape[0])
     width = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     usual = 2 * width * int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
-    return {layer: rows.get(layer, usual) for layer in range(int(text.num_hidden_layers))}, latent
+    return {layer: rows.get(layer, usual) for layer in range(int(text.num_hidden_layers))}, expanded
 
 
 def _widest(model: Any, head: Any) -> int:

@@ -108,8 +108,8 @@ def test_a_router_that_fits_nowhere_is_told_with_what_is_missing():
     with pytest.raises(PlacementError) as caught:
         fit(shape, (GpuPool("l4", 100, 24e9, 300e9),), Conditions())
     said = str(caught.value)
-    assert "a router needs 37.0 GB (34.2 GB of weights, 2.3 GB of keys and values, 0.5 GB for a step)" in said
-    assert "l4 gives 21.6 GB: 15.4 GB are missing; what would fit: a GPU of 41.2 GB." in said
+    assert "a router needs 42.4 GB (34.2 GB of weights, 2.3 GB of keys and values, 5.9 GB for a step)" in said
+    assert "l4 gives 21.6 GB: 20.8 GB are missing; what would fit: a GPU of 47.2 GB." in said
 
 
 def test_fewer_tokens_are_offered_where_they_help():
