@@ -1,4 +1,4 @@
-"""The demo's metrics where Prometheus finds them, at Ray's endpoint, after requests whose tokens are known. One cluster."""
+"""The demo's metrics where Prometheus finds them, at Ray's endpoint, after requests of known tokens. One server."""
 
 from __future__ import annotations
 
