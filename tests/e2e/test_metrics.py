@@ -185,6 +185,11 @@ def test_experts_computed_what_the_router_sent(text: str) -> None:
             assert 0 < observed <= batches
 
 
+def test_nothing_that_clients_say_is_in_a_label(text: str) -> None:
+    words = ["another", "cmpl-", *PROMPTS]
+    assert [each for each in samples(text) for word in words if word in str(each.labels)] == []
+
+
 def test_prometheus_finds_no_fault_with_the_names(text: str) -> None:
     assert PREFIX in only_ours(text)
     assert promtool("check", "metrics", stdin=only_ours(text)) == ""
