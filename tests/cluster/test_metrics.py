@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from autoscale.signals import Reason
 from cluster import metrics
 from cluster.errors import error_code, error_codes
 from cluster.metrics import METRICS, sections
-from cluster.metrics_page import MOST_EXPERT_SERIES, SHAPES, page, series
+from cluster.metrics_page import MOST_EXPERT_SERIES, MOST_REASONS, SHAPES, page, series
+from deployments.directory_metering import MOST_SERIES, busiest_kept
 from tests.prometheus import PREFIX, promtool
 from tests.recorder import RESERVED
 
@@ -58,8 +60,9 @@ def test_series_are_bounded_for_the_largest_models():
     assert (large.layers, large.experts) == (61, 256)
     every = {m: series(m, section, large) for section, found in sections().items() for m in found}
     assert every[metrics.EXPERT_ROWS_PER_S] == MOST_EXPERT_SERIES
-    assert max(every.values()) <= 1_024 * 2
-    assert all(f"{large.layers * large.experts:,}" in text for text in [PAGE.read_text()])
+    assert MOST_EXPERT_SERIES == MOST_SERIES >= large.layers * (busiest_kept(large.layers) + 1)
+    assert len(Reason) <= MOST_REASONS
+    assert max(every.values()) == every[metrics.DECISIONS] == large.groups * 2 * MOST_REASONS
 
 
 def test_every_error_of_the_tree_has_a_code_of_its_own_on_the_page():

@@ -392,6 +392,33 @@ def test_a_router_watches_reports_and_complains_from_any_thread():
     asyncio.run(story()).lost("a")  # after the loop has ended there is nobody to tell
 
 
+def test_a_router_s_view_is_as_old_as_the_directory_s_last_answer():
+    async def story():
+        directory = Directory()
+        await directory.report(READY, ReplicaStats())
+        handle, now = Handle(None), [100.0]
+        link = RouterLink(
+            handle,
+            GROUPS,
+            digest=DIGEST,
+            on_view=lambda _: None,
+            stats=lambda: RouterStats("r"),
+            loads=Rows().report,
+            clock=lambda: now[0],
+        )
+        link.start()
+        now[0] = 107.0
+        await until(lambda: any(name == "view" for name, *_ in handle.calls))
+        assert link.view_age_s == 7.0, "never heard since the start"
+        handle.directory = directory
+        await until(lambda: link.view_age_s == 0.0)
+        now[0] = 110.0
+        assert link.view_age_s == 3.0
+        await link.stop()
+
+    asyncio.run(story())
+
+
 def test_the_ingress_reads_health_and_snapshot_with_the_targets():
     async def story():
         async def targets():

@@ -1,4 +1,4 @@
-"""The demo's metrics where Prometheus finds them, at Ray's endpoint, after requests whose tokens are known. One cluster."""
+"""The demo's metrics where Prometheus finds them, at Ray's endpoint, after requests of known tokens. One server."""
 
 from __future__ import annotations
 
@@ -183,6 +183,11 @@ def test_experts_computed_what_the_router_sent(text: str) -> None:
             name = f"ray_{metric.name}_count"
             [observed] = [each.value for each in found if each.name == name and each.has(group=group)]
             assert 0 < observed <= batches
+
+
+def test_nothing_that_clients_say_is_in_a_label(text: str) -> None:
+    words = ["another", "cmpl-", *PROMPTS]
+    assert [each for each in samples(text) for word in words if word in str(each.labels)] == []
 
 
 def test_prometheus_finds_no_fault_with_the_names(text: str) -> None:

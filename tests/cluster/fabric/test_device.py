@@ -194,3 +194,17 @@ def test_rows_that_cannot_be_loaded_fail_alone(codec: Codec | None, status: Stat
     outcomes = {outcome.owner: outcome for outcome in machine.step(0.0)}
     assert outcomes["a"].status is status
     assert outcomes["b"].output is not None
+
+
+def test_batches_are_counted_by_their_rows_and_their_time() -> None:
+    machine = device(rows_per_s=1000.0)
+    now = 0.0
+    for rows in (1, 3, 3):
+        machine.add("a", frame([rows, 0]), now)
+        machine.step(now)
+        now += 1.0
+        machine.step(now)
+    assert machine.batches == sum(machine.batch_rows.counts) == sum(machine.batch_s.counts) == 3
+    assert machine.batch_rows.counts[:3] == [1, 0, 2]
+    # As the emulated device would take: 1 and 3 ms.
+    assert machine.batch_s.counts[3:6] == [1, 0, 2]

@@ -314,6 +314,7 @@ def test_traffic_tells_waiting_for_all_from_waiting_for_one() -> None:
     assert stats.replicas["a"].rows == 7
     assert stats.transport_bytes == {"fake": 80}
     assert stats.scatters == 2
+    assert stats.scatter_s == pytest.approx(0.005 + 0.001)
 
 
 @settings(max_examples=150, deadline=None)

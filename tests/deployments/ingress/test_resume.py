@@ -168,3 +168,21 @@ def test_closing_closes_what_runs() -> None:
 
     asyncio.run(read())
     assert routers.closed == len(routers.asked) == 3
+
+
+@pytest.mark.parametrize("losses", [[], [1], [2, 0, 3]])
+def test_each_router_a_request_outlives_is_told_once_however_long_the_others_are_full(losses: list[int]) -> None:
+    told: list[None] = []
+
+    async def read() -> None:
+        resuming = ResumingRouter(
+            Routers(losses=list(losses), full=2 if losses else 0),
+            clock=lambda: 0.0,
+            pause_s=0,
+            on_loss=lambda: told.append(None),
+        )
+        async for _ in resuming.generate(request(), "s"):
+            pass
+
+    asyncio.run(read())
+    assert len(told) == len(losses)

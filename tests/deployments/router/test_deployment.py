@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 
 from cluster.blueprint import make_blueprint
+from cluster.membership import Address, Epoch, Replica, State, View
+from cluster.metrics import GENERATED_TOKENS, PROMPT_TOKENS, SENT_ROWS, VIEW_READY_REPLICAS
 from deployments.router.deployment import Router
 from deployments.router.load import LoadMeter, LoadReporter
 from deployments.router.runtime import RouterRuntime
 from tests import models
 from tests.deployments.router.fake_backbone import FakeClock, make_request, run_until_idle, submit
 from tests.parity.split_model import config
+from tests.recorder import Recorder
 
+HERE = Address("n", "s", "", 0)
 TOKENS, PROMPT = 4, list(range(10, 43))
 
 
@@ -31,6 +35,9 @@ def test_stats_and_loads_are_those_of_the_runtime(tmp_path: Path, local: bool) -
         _runtime=runtime,
         _meter=LoadMeter("r"),
         _reporter=LoadReporter(groups, FakeClock()),
+        _groups=groups,
+        _link=SimpleNamespace(view_age_s=1.5),
+        _view=View(Epoch("a", 1), (Replica("x", "experts-0", "p", HERE, "d", 1.0, State.READY),)),
     )
     shell: Any = Router.func_or_class
     submit(runtime.engine, make_request(PROMPT, max_tokens=TOKENS, ignore_eos=True))
@@ -38,6 +45,8 @@ def test_stats_and_loads_are_those_of_the_runtime(tmp_path: Path, local: bool) -
     run_until_idle(runtime.engine)
     report = shell.record_autoscaling_stats(router)
     loads = shell._loads(router)
+    recorder = Recorder()
+    shell._tell(router, recorder.meter)
     runtime.stop()
 
     assert (waiting["seq"], waiting["waiting"], waiting["running"], waiting["steps"]) == (1.0, 1.0, 0.0, 0.0)
@@ -57,3 +66,7 @@ def test_stats_and_loads_are_those_of_the_runtime(tmp_path: Path, local: bool) -
     assert shell._stats(router).group_rows == {
         name: traffic.rows for name, traffic in runtime.dispatcher.stats().groups.items()
     }
+    published = sum(recorder.of(SENT_ROWS, group=name) for name in args.experts.group_names)
+    assert (published, recorder.of(GENERATED_TOKENS), recorder.of(PROMPT_TOKENS)) == (rows, TOKENS, len(PROMPT))
+    ready = [recorder.of(VIEW_READY_REPLICAS, group=name) for name in groups]
+    assert ready == [float(name == "experts-0") for name in groups]
