@@ -2,9 +2,9 @@
 
 Engine and experts alone (`split_model`), and a receiver in a process of its own that takes the spans and does nothing
 with them; it shares the machine. The ingress, which draws the requests, is not here: at the default each hundredth
-request is traced. A run is a hundred of them, so that every run at the default has its one. Answers are short: the
-first steps of a sequence are the traced ones, so this costs more than answers of the usual length. A run pays for
-sending its spans, all processes once, where by default they send every five seconds.
+request is traced. A run is two hundred of them, so that every run at the default has its two. Answers are short: the
+first steps of a sequence are the traced ones, so this costs more than answers of the usual length. Every run pays for
+sending its spans, all processes once; a run takes two seconds, and by default they send every five.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from infra.bench.span_receiver import SpanReceiver
 from infra.bench.split_model import SplitModel
 
 SIDE = "tracing"
-CLIENTS, BATCHES = 50, 2
-PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 24, 32, 9
+CLIENTS, BATCHES = 50, 4
+PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 24, 32, 4
 EVERY = {"off": None, "default": 100, "all": 1}
 """Side -> each how many-th request is traced."""
 TARGET = 1.02
