@@ -87,7 +87,7 @@ class TracedTransport:
                 self._finish(span, FAILED, error)
             raise
         if span is not None:
-            self._sent(call, span)
+            self._open[id(call)] = (call, span)
         return call
 
     def wait(self, calls: Collection[Call], timeout_s: float) -> list[Call]:
@@ -145,19 +145,17 @@ class TracedTransport:
         return span
 
     @harmless
-    def _sent(self, call: Call, span: Span) -> None:
-        self._open[id(call)] = (call, span)
-        span.set_attribute("expertscale.transport", call.transport)
-
-    @harmless
     def _settle(self, call: Call) -> None:
         known = self._open.pop(id(call), None)
         if known is not None:
-            self._finish(known[1], (FAILED if call.error else ANSWERED) if call.done else DROPPED, call.error)
+            outcome = (FAILED if call.error else ANSWERED) if call.done else DROPPED
+            self._finish(known[1], outcome, call.error, call.transport)
 
     @harmless
-    def _finish(self, span: Span, outcome: str, error: Exception | None) -> None:
-        span.set_attribute("expertscale.outcome", outcome)
+    def _finish(self, span: Span, outcome: str, error: Exception | None, transport: str = "") -> None:
+        """transport: "" where it could not be sent."""
+        about = {"expertscale.outcome": outcome}
+        span.set_attributes({**about, "expertscale.transport": transport} if transport else about)
         if error is not None:
             fail(span, type(error).__name__)
         span.end(self._wall_ns())

@@ -2,7 +2,8 @@
 
 A step serves many sequences at once. Each traced one gets a span of its own of the step, below its request, with the
 step's size as attributes, and links to those of the other traced ones. The first of them is the parent of the step's
-layers, which `cluster.fabric.tracing` adds below it: they are computed once, whoever asked.
+layers, which `cluster.fabric.tracing` adds below it: they are computed once, whoever asked. Those are many spans, and
+all requests of the step wait for them, so only some steps have them, however many requests are traced.
 Knows no engine, no transport and no experts. What goes wrong here is logged and changes nothing else.
 """
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 FIRST_STEPS = 4
 EVERY_STEPS = 32
 """Decode steps with a span: the first `FIRST_STEPS` of a sequence, then each whose number `EVERY_STEPS` divides."""
+EARNED, BURST = 1 / 16, 16.0
+"""Steps with spans of their layers that one step of any kind earns, and how many can be saved up."""
 
 
 def is_sampled(step: int) -> bool:
@@ -66,10 +69,12 @@ class StepSpans:
         self._wall_ns = wall_ns
         self._begun: WeakSet[Sequence] = WeakSet()
         self._open: list[Span] = []
+        self._budget = BURST
 
     @harmless
     def begin(self, plan: Plan) -> None:
         """Start the spans of the sequences that want one of this step, and end the queueing of those that start."""
+        self._budget = min(BURST, self._budget + EARNED)
         if self._open:  # left by a step that had no end
             self._close(None)
         traced: list[tuple[Sequence, int, str, int]] = []
@@ -115,7 +120,8 @@ class StepSpans:
             if span.is_recording():
                 self._open.append(span)
                 links.append(Link(span.get_span_context()))
-        if self._open and self._dispatcher is not None:
+        if self._open and self._dispatcher is not None and self._budget >= 1.0:
+            self._budget -= 1.0
             self._dispatcher.tracing = LayerSpans(self._tracer, set_span_in_context(self._open[0]), self._wall_ns)
 
     def _close(self, error: Exception | None) -> None:

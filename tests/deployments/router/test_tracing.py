@@ -13,7 +13,7 @@ from cluster.telemetry import traceparent
 from deployments.generation import GenerationRequest
 from deployments.router.engine import Engine
 from deployments.router.step import StepInput
-from deployments.router.tracing import StepSpans
+from deployments.router.tracing import BURST, EARNED, StepSpans
 from tests.cluster.fabric.scripted import BOTH, Behaviour, Router, replica
 from tests.deployments.router.fake_backbone import FakeBackbone, Inbox, make_request
 from tests.spans import KeptSpans, milliseconds, said
@@ -106,6 +106,18 @@ def test_a_step_that_fails_ends_its_spans_as_failed_and_the_next_one_has_its_own
     ]
     assert said(story.kept.named("prefill")[0])["error.type"] == "EngineError"
     assert "secret" not in str([span.to_json() for span in story.kept.ended])
+
+
+def test_however_many_requests_are_traced_only_some_steps_have_layers() -> None:
+    story = Story()
+    root = story.request("root")
+    for number in range(100):
+        story.submit(f"request {number}", root, tokens=4)
+        story.run()
+    steps = story.engine.stats().steps
+    assert steps == len(story.kept.named("prefill")) + len(story.kept.named("decode")) == 400
+    allowed = BURST + EARNED * steps
+    assert allowed - 2 <= len(story.kept.named("layer")) <= allowed
 
 
 def test_a_step_that_nobody_traces_leaves_nothing_and_its_rows_carry_nothing() -> None:
