@@ -23,7 +23,6 @@ from starlette.routing import BaseRoute, Route
 
 from cluster.errors import RequestError
 from deployments.generation import GenerationRequest, SamplingParams
-from deployments.ingress.account import Label
 from deployments.ingress.choices import Delta
 from deployments.ingress.dashboard import page
 from deployments.ingress.deadlines import Deadline
@@ -33,6 +32,7 @@ from deployments.ingress.experts_used import Unsaid, asking, with_experts
 from deployments.ingress.generate import Generation
 from deployments.ingress.limits import Lease
 from deployments.ingress.live import LONGEST_S, Live
+from deployments.ingress.logged import Label
 from deployments.ingress.metering import CHAT, COMPLETIONS, Account
 from deployments.ingress.openapi import document
 from deployments.ingress.parsing import MAX_SESSION_CHARS, SESSION_HEADER, check_headers, parse_body, read_body
@@ -172,7 +172,7 @@ class _Api:
             id, int(time.time()), service.model, service.tokenizer, logprobs=body.alternatives is not None, usage=usage
         )
         traced = tracing(service.tracer, request.headers, model=service.model.name, id=id, chat=chat)
-        label = Label("chat" if chat else "completions", id, request_id(request.headers), bool(body.stream))
+        label = Label(CHAT if chat else COMPLETIONS, id, request_id(request.headers), bool(body.stream))
         generation = traced(
             service.router,
             asking(request.headers, _requests(label, body, sampling, prompts, service, deadline)),

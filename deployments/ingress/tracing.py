@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.telemetry import fail, harmless, parent, traceparent
 from deployments.generation import GenerationRequest
-from deployments.ingress.account import AccountedGeneration
 from deployments.ingress.choices import Delta
 from deployments.ingress.clients import RouterClient
+from deployments.ingress.logged import LoggedGeneration
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 def tracing(
     tracer: Tracer | None, headers: Mapping[str, str], *, model: str, id: str, chat: bool
-) -> Callable[..., AccountedGeneration]:
+) -> Callable[..., LoggedGeneration]:
     """What makes the `Generation` of a request: the class itself where traces are off."""
     if tracer is None:
-        return AccountedGeneration
+        return LoggedGeneration
 
-    def make(router: RouterClient, requests: Sequence[GenerationRequest], **others: Any) -> AccountedGeneration:
+    def make(router: RouterClient, requests: Sequence[GenerationRequest], **others: Any) -> LoggedGeneration:
         span = _root(tracer, headers, model, id, chat, requests[0])
         if span is None:
-            return AccountedGeneration(router, requests, **others)
+            return LoggedGeneration(router, requests, **others)
         return TracedGeneration(span, router, requests, **others)
 
     return make
@@ -58,7 +58,7 @@ def _root(
     return tracer.start_span(f"{operation} {model}", parent(headers.get("traceparent")), SpanKind.SERVER, attributes)
 
 
-class TracedGeneration(AccountedGeneration):
+class TracedGeneration(LoggedGeneration):
     """A `Generation` whose requests carry its span to the routers, and which ends it. Spans change nothing else."""
 
     def __init__(self, span: Span, router: RouterClient, requests: Sequence[GenerationRequest], **others: Any) -> None:

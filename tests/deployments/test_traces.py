@@ -15,7 +15,7 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from cluster import telemetry
 from cluster.errors import EngineError
 from deployments.generation import GenerationRequest, TokenChunk
-from deployments.ingress.account import AccountedGeneration
+from deployments.ingress.logged import LoggedGeneration
 from deployments.ingress.tracing import tracing
 from deployments.router.engine import Engine
 from deployments.router.outbox import generate
@@ -204,7 +204,7 @@ def test_traces_are_off_without_an_endpoint_that_can_be_used(environ: dict[str, 
 
 
 def test_off_is_the_plain_generation() -> None:
-    assert tracing(None, {}, model="demo", id="i", chat=True) is AccountedGeneration
+    assert tracing(None, {}, model="demo", id="i", chat=True) is LoggedGeneration
 
 
 def test_the_first_steps_and_then_some_are_sampled() -> None:

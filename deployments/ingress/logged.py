@@ -1,6 +1,6 @@
 """What became of one request that generates, as one line of the log. Never a prompt, a text or a token.
 
-    chat ok: stop, 12 tokens in (8 known), 48 out, first after 0.083 s, all after 0.412 s, chatcmpl-...
+    chat completions ok: stop, 12 tokens in (8 known), 48 out, first after 0.083 s, all after 0.412 s, chatcmpl-...
 
 The same is in the line's `extra`, which a JSON log shows as keys. The words for an outcome are those of the metrics.
 """
@@ -10,28 +10,29 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from cluster.serve_logging import about
 from deployments.ingress.choices import Delta
 from deployments.ingress.deadlines import Deadline
 from deployments.ingress.errors import ClientGoneError
 from deployments.ingress.generate import Generation
+from deployments.ingress.metering import CLIENT_GONE, ERROR, OK
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Label:
-    """endpoint: "chat" or "completions". id: of the completion. request_id: `x-request-id`."""
+    """How a line names its request. endpoint: as in the metrics. id: of the completion. request_id: `x-request-id`."""
 
-    endpoint: Literal["chat", "completions"]
+    endpoint: str
     id: str
     request_id: str
     stream: bool
 
 
-class AccountedGeneration(Generation):
+class LoggedGeneration(Generation):
     """A `Generation` that leaves a line when it is closed. Times count from when the request arrived."""
 
     def __init__(self, *args: Any, label: Label, deadline: Deadline, **others: Any) -> None:
@@ -40,7 +41,7 @@ class AccountedGeneration(Generation):
         self._started_s = deadline.started_s
         self._first_s: float | None = None
         # Until it has ended in another way: a client that leaves is not always told of.
-        self._outcome: Literal["ok", "error", "client_gone"] = "client_gone"
+        self._outcome = CLIENT_GONE
         self._error = ""
         self._told = False
 
@@ -52,12 +53,12 @@ class AccountedGeneration(Generation):
             raise
         except Exception as error:
             # The class only: a message may quote what the client sent.
-            self._outcome, self._error = "error", type(error).__name__
+            self._outcome, self._error = ERROR, type(error).__name__
             raise
         if delta is None:
-            self._outcome = "ok"
+            self._outcome = OK
         else:
-            self._outcome, self._error = "client_gone", ""  # an answer that begins anew has got over its error
+            self._outcome, self._error = CLIENT_GONE, ""  # an answer that begins anew has got over its error
             self._first_s = self._first_s or self._since_s()
         return delta
 
@@ -80,8 +81,8 @@ class AccountedGeneration(Generation):
         first = "none" if self._first_s is None else f"first after {self._first_s:.3f} s"
         logger.info(
             "%s %s: %s, %d tokens in (%d known), %d out, %s, all after %.3f s, %s",
-            label.endpoint, self._outcome, ended, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens,
-            first, seconds, label.id,
+            label.endpoint.removeprefix("/v1/").replace("/", " "), self._outcome, ended,
+            usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, first, seconds, label.id,
             extra={
                 **about(label.request_id),
                 "endpoint": label.endpoint,

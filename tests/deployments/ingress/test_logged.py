@@ -59,17 +59,18 @@ def post(script: Script, leave: bool = False, **fields: Any) -> int:
     return asyncio.run(call())
 
 
-def accounts(records: list[logging.LogRecord]) -> list[logging.LogRecord]:
-    return [record for record in records if record.name.endswith(".account")]
+def lines_of(records: list[logging.LogRecord]) -> list[logging.LogRecord]:
+    return [record for record in records if record.name.endswith(".logged")]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_finished_request_leaves_one_line_with_all_it_used(stream: bool, records: list[logging.LogRecord]) -> None:
     assert post(says(SAID, finish="length", cached=3), stream=stream) == 200
-    [line] = accounts(records)
+    [line] = lines_of(records)
     assert line.getMessage().startswith(f"completions ok: length, 5 tokens in (3 known), {TOKENS} out, first after 0.")
     said = vars(line)
     assert (said["request_id"], said["outcome"], said["error"], said["stream"]) == (ID, "ok", None, stream)
+    assert said["endpoint"] == TEXT
     assert (said["prompt_tokens"], said["cached_tokens"], said["completion_tokens"]) == (5, 3, TOKENS)
     assert said["finish_reasons"] == ["length"]
     assert 0 < said["first_token_s"] <= said["seconds"] < 5
@@ -79,7 +80,7 @@ def test_a_finished_request_leaves_one_line_with_all_it_used(stream: bool, recor
 
 def test_several_prompts_are_one_request(records: list[logging.LogRecord]) -> None:
     assert post(says("hi", finish="length"), prompt=["a", "bc"], n=2) == 200
-    [line] = accounts(records)
+    [line] = lines_of(records)
     assert vars(line)["finish_reasons"] == ["length"] * 4
     assert (vars(line)["prompt_tokens"], vars(line)["completion_tokens"]) == (3, 8)
 
@@ -91,7 +92,7 @@ def test_a_failed_request_says_with_what_and_how_far_it_came(stream: bool, recor
         yield ExpertsUnavailableError("experts-0 is missing")
 
     assert post(breaks, stream=stream) == (200 if stream else 503)
-    [line] = accounts(records)
+    [line] = lines_of(records)
     assert line.getMessage().startswith("completions error: ExpertsUnavailableError, 5 tokens in (0 known), 1 out")
     assert (vars(line)["outcome"], vars(line)["error"]) == ("error", "ExpertsUnavailableError")
     assert all(vars(each)["request_id"] == ID for each in records)
@@ -100,14 +101,14 @@ def test_a_failed_request_says_with_what_and_how_far_it_came(stream: bool, recor
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_is_said_to_have_left(stream: bool, records: list[logging.LogRecord]) -> None:
     assert post(lambda _: [TokenChunk(0, (5,)), "hang"], leave=True, stream=stream) == 0
-    [line] = accounts(records)
+    [line] = lines_of(records)
     assert line.getMessage().startswith("completions client_gone: unfinished, 5 tokens in (0 known), ")
     assert vars(line)["outcome"] == "client_gone"
 
 
 def test_a_refused_request_says_why_in_words_that_are_ours(records: list[logging.LogRecord]) -> None:
     assert post(says("x"), top_p="secret") == 400
-    assert accounts(records) == []
+    assert lines_of(records) == []
     [line] = records
     assert line.getMessage() == "answered with 400: RequestError, invalid_value"
     assert (vars(line)["request_id"], vars(line)["status"], vars(line)["code"]) == (ID, 400, "invalid_value")
