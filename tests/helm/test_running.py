@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,23 +33,34 @@ set -e
 mount --rbind / "$ROOM"
 mount -o remount,bind,ro "$ROOM"
 mount -t tmpfs tmpfs "$ROOM/tmp"
-for folder in "$CHECKOUT" "$PYTHON"; do
-    mkdir -p "$ROOM$folder" 2>/dev/null || true
+mount -t tmpfs -o mode=755 tmpfs "$ROOM/root"
+for folder in "$CHECKOUT" "$PYTHON" "$BASE"; do
+    [ -d "$ROOM$folder" ] || mkdir -p "$ROOM$folder"
     mount --bind "$folder" "$ROOM$folder"
     mount -o remount,bind,ro "$ROOM$folder"
 done
-cd "$ROOM$CHECKOUT"
-exec chroot "$ROOM" sh -c 'cd "$0" && if touch written 2>/dev/null; then exit 99; fi; exec "$@"' "$CHECKOUT" "$@"
+mount -o remount,ro "$ROOM/root"
+kept="$ROOM$CHECKOUT/.expertscale"
+[ ! -d "$kept" ] || mount -t tmpfs -o ro,mode=755 tmpfs "$kept"
+exec chroot --userspec="$OWNER" "$ROOM" sh -c '
+    cd "$0"
+    for place in . / /root /etc; do
+        if touch "$place/written" 2>/dev/null; then exit 99; fi
+    done
+    exec "$@"' "$CHECKOUT" "$@"
 """
+"""Everything but /tmp read-only. Hidden are what a checkout keeps between starts, and root's home but for the
+interpreter, which another user must reach."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """documents: as rendered. port: of the API. agent: where probes go, of this node."""
+    """documents: as rendered. port: of the API. agent: where probes go, of this node. owner: uid:gid."""
 
     documents: list[Document]
     port: int
     agent: str
+    owner: str
 
     def probe(self, part: str, name: str) -> int:
         """The HTTP status that a probe of head or worker gets. Like the kubelet it brings no token."""
@@ -72,6 +84,21 @@ def status(url: str) -> int:
 def _environment(container: Document) -> dict[str, str]:
     """A container's variables, with a made-up key for the one from a Secret."""
     return {variable["name"]: variable.get("value", "a-cluster-key-from-a-secret") for variable in container["env"]}
+
+
+def _others_may_read() -> bool:
+    """Whether the pods' user can read checkout and interpreter; what lies below /tmp and /root is mounted anew."""
+    files = (
+        ROOT / "deployments" / "app.py",
+        Path(sys.prefix) / "pyvenv.cfg",
+        Path(sys.base_prefix) / "bin" / "python3",
+    )
+    folders = {
+        parent for file in files for parent in file.parents if parent.parts[:2] not in {("/", "tmp"), ("/", "root")}
+    }
+    return all(file.stat().st_mode & stat.S_IROTH for file in files) and all(
+        folder.stat().st_mode & stat.S_IXOTH for folder in folders
+    )
 
 
 def _namespaces() -> str | None:
@@ -101,6 +128,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         "metrics-export-port": free_port(),
         "num-cpus": 4,  # the worker's too, since there is one node
     }
+    context = pods(service)["head"]["spec"]["securityContext"]
+    owner = f"{context['runAsUser']}:{context['runAsGroup']}" if _others_may_read() else "0:0"
     room = folder / "room"
     room.mkdir()
     python = Path(sys.prefix)
@@ -113,6 +142,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         "ROOM": str(room),
         "CHECKOUT": str(ROOT),
         "PYTHON": str(python),
+        "BASE": sys.base_prefix,
+        "OWNER": owner,
     }
     ray = [str(python / "bin" / "ray"), "start", "--head", "--block", *(f"--{k}={v}" for k, v in parameters.items())]
     with (folder / "log").open("wb") as log:
@@ -139,7 +170,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             assert answer.status == 200
-        yield Running(documents, port, f"http://127.0.0.1:{agent}")
+        yield Running(documents, port, f"http://127.0.0.1:{agent}", owner)
     finally:
         _end(process)
 
@@ -156,7 +187,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def test_the_model_answers_in_a_pod_of_the_chart(running: Running) -> None:
+def test_the_model_answers_in_a_pod_of_the_chart(
+    running: Running, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("as user", running.owner)
     url = f"http://127.0.0.1:{running.port}"
     wait_for(lambda: status(f"{url}/health") == 200, START_S, "the model to be ready")
     body = {"model": "expertscale-demo", "prompt": "def main():", "max_tokens": 4, "temperature": 0}
