@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -29,6 +29,7 @@ from cluster.nodes.place import Elsewhere, Place, find_place
 logger = logging.getLogger(__name__)
 
 TURN_S = 0.5
+MISTAKE_S = 30.0
 RAY_PERIOD_S = 5.0
 """How often Ray's own nodes are read."""
 _ACCELERATOR = "accelerator_type:"
@@ -67,8 +68,16 @@ class ClusterLink:
         """From the next turn on."""
         self._wanted = wanted
 
-    def _turn(self, turn: Turn) -> None:
-        self._latest = turn(self._wanted, self._latest)
+    def _turn(self, turn: Turn) -> float:
+        """-> seconds until the next."""
+        try:
+            self._latest = turn(self._wanted, self._latest)
+            return TURN_S
+        except Exception as error:
+            # A mistake of ours: what is known stays, and grows old.
+            logger.exception("the cluster cannot be looked at; trying on")
+            self._latest = replace(self._latest or Given("nobody"), troubles=(f"what the cluster says: {error!r}",))
+            return MISTAKE_S
 
 
 Turn = Callable[[Wanted, Given | None], Given]
@@ -77,13 +86,9 @@ Turn = Callable[[Wanted, Given | None], Given]
 def _loop(link: weakref.ref[ClusterLink], turn: Turn) -> Callable[[], None]:
     def run() -> None:
         while (owner := link()) is not None:
-            try:
-                owner._turn(turn)
-            except Exception:
-                logger.exception("what the cluster can give is not looked at any more")
-                return
+            wait_s = owner._turn(turn)
             del owner
-            time.sleep(TURN_S)
+            time.sleep(wait_s)
 
     return run
 

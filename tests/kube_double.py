@@ -298,6 +298,8 @@ class _Handler(BaseHTTPRequestHandler):
         discovered = discovery(path)
         if discovered is not None:
             return 200, discovered
+        if path[0] not in ("api", "apis") or len(path) < (3 if path[0] == "api" else 4):
+            raise Refusal(404, "the server could not find the requested resource")
         group, version, rest = ("", path[1], path[2:]) if path[0] == "api" else (path[1], path[2], path[3:])
         namespace = None
         if rest[0] == "namespaces" and len(rest) > 2:

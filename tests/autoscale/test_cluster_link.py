@@ -18,6 +18,7 @@ import pytest
 
 from autoscale import cluster_link, under
 from autoscale.capacity_spec import KubernetesSpec
+from autoscale.cluster_budget import Given
 from autoscale.cluster_link import ClusterLink, Wanted, ray_offers
 from autoscale.signals import Fleet, Signals, UnitFacts
 from autoscale.spec import PolicySpec
@@ -96,6 +97,22 @@ def test_a_ray_that_does_not_answer_leaves_the_nodes_it_had(monkeypatch: pytest.
     assert link.latest is not None
     assert "no GCS" in link.latest.troubles[0]
     assert link.latest.offers == ray_offers(ROWS)
+
+
+def test_a_mistake_of_ours_is_told_and_the_thread_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([ZeroDivisionError("oh")])
+
+    def turn(_wanted: Wanted, _last: Given | None) -> Given:
+        if (error := next(answers, None)) is not None:
+            raise error
+        return Given("ray", ())
+
+    monkeypatch.setattr(cluster_link, "_ray_turn", lambda _place: turn)
+    monkeypatch.setattr(cluster_link, "MISTAKE_S", 0.5)
+    link = ClusterLink(KubernetesSpec(), environment={})
+    told = wait_for(lambda: link.latest, 5, "the first turn")
+    assert "oh" in told.troubles[0]
+    wait_for(lambda: link.latest == Given("ray", ()), 5, "the second turn")
 
 
 def test_the_thread_ends_with_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
