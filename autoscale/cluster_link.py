@@ -32,6 +32,8 @@ TURN_S = 0.5
 MISTAKE_S = 30.0
 RAY_PERIOD_S = 5.0
 """How often Ray's own nodes are read."""
+ENDED = Prewarm(patterns=())
+"""Nothing may be raised, and what is raised is let go."""
 _ACCELERATOR = "accelerator_type:"
 
 
@@ -97,7 +99,9 @@ def _keeper_turn(place: Place) -> Turn:
     keeper = Keeper(place, time.monotonic)
 
     def turn(wanted: Wanted, _last: Given | None) -> Given:
-        return given_of(keeper.turn(Wish(wanted.nodes, wanted.prewarm)), wanted.nodes)
+        seen = keeper.turn(Wish(wanted.nodes, wanted.prewarm))
+        ended = wanted.prewarm == ENDED and seen.answered == ENDED and not seen.raised
+        return replace(given_of(seen, wanted.nodes), ended=ended)
 
     return turn
 
@@ -119,7 +123,6 @@ def given_of(seen: Seen, by_nodes: bool) -> Given:
         read_at=time.time() - (time.monotonic() - at) if known else None,
         shown=shown,
         by_nodes=by_nodes,
-        letting_go=bool(seen.raised),
         troubles=seen.troubles,
     )
 
@@ -130,7 +133,7 @@ def _ray_turn(place: Elsewhere) -> Turn:
     def turn(wanted: Wanted, last: Given | None) -> Given:
         nonlocal due_at, complaint
         troubles = []
-        if wanted.prewarm is not None:
+        if wanted.prewarm is not None and wanted.prewarm.patterns:
             troubles.append(f"prewarm: off, {place.reason}")
         last = last or Given("ray")
         offered, at, read_at, shown = last.offers, last.at, last.read_at, last.shown
@@ -145,7 +148,7 @@ def _ray_turn(place: Elsewhere) -> Turn:
                 complaint = f"ray does not say which nodes it has: {error!r}"
                 logger.warning("%s", complaint)
         troubles += [complaint] if complaint else []
-        return Given("ray", offered, at, read_at, shown, wanted.nodes, troubles=tuple(troubles))
+        return Given("ray", offered, at, read_at, shown, wanted.nodes, ended=True, troubles=tuple(troubles))
 
     return turn
 

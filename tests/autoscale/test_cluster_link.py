@@ -176,6 +176,14 @@ def test_a_peak_is_prewarmed_and_let_go_when_the_policy_ends_it(double: Kubernet
     wait_for(raised, 15, "the raised minimum")
     wait_for(lambda: (below.report() or {}).get("prewarmed"), 5, "the report")
     assert (below.report() or {})["prewarmed"] == {"l4": {"from": 1, "to": 3}}
+    only_budget = policy(double, tmp_path, budget={"gpus": "cluster"})
+
+    def let_go() -> bool:
+        tick(only_budget)
+        return least(double) == 1
+
+    wait_for(let_go, 15, "the minimum that was found")
+    wait_for(raised, 15, "the raised minimum, again")
     off = policy(double, tmp_path)
 
     def dropped() -> bool:
