@@ -27,7 +27,7 @@ class Given:
     than the nodes of that moment have room for.
 
     at: when they were last known to hold, monotonic seconds; read_at: the same in Unix seconds.
-    shown: parts for `/v1/cluster`. letting_go: worker groups are still raised. troubles: one sentence each.
+    shown: parts for `/v1/cluster`. ended: pre-warming was told to end, and nothing is raised. troubles: sentences.
     """
 
     source: str
@@ -36,7 +36,7 @@ class Given:
     read_at: float | None = None
     shown: Mapping[str, Any] = field(default_factory=dict)
     by_nodes: bool = False
-    letting_go: bool = False
+    ended: bool = False
     troubles: tuple[str, ...] = ()
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -29,8 +29,11 @@ from cluster.nodes.place import Elsewhere, Place, find_place
 logger = logging.getLogger(__name__)
 
 TURN_S = 0.5
+MISTAKE_S = 30.0
 RAY_PERIOD_S = 5.0
 """How often Ray's own nodes are read."""
+ENDED = Prewarm(patterns=())
+"""Nothing may be raised, and what is raised is let go."""
 _ACCELERATOR = "accelerator_type:"
 
 
@@ -67,8 +70,16 @@ class ClusterLink:
         """From the next turn on."""
         self._wanted = wanted
 
-    def _turn(self, turn: Turn) -> None:
-        self._latest = turn(self._wanted, self._latest)
+    def _turn(self, turn: Turn) -> float:
+        """-> seconds until the next."""
+        try:
+            self._latest = turn(self._wanted, self._latest)
+            return TURN_S
+        except Exception as error:
+            # A mistake of ours: what is known stays, and grows old.
+            logger.exception("the cluster cannot be looked at; trying on")
+            self._latest = replace(self._latest or Given("nobody"), troubles=(f"what the cluster says: {error!r}",))
+            return MISTAKE_S
 
 
 Turn = Callable[[Wanted, Given | None], Given]
@@ -77,13 +88,9 @@ Turn = Callable[[Wanted, Given | None], Given]
 def _loop(link: weakref.ref[ClusterLink], turn: Turn) -> Callable[[], None]:
     def run() -> None:
         while (owner := link()) is not None:
-            try:
-                owner._turn(turn)
-            except Exception:
-                logger.exception("what the cluster can give is not looked at any more")
-                return
+            wait_s = owner._turn(turn)
             del owner
-            time.sleep(TURN_S)
+            time.sleep(wait_s)
 
     return run
 
@@ -92,7 +99,9 @@ def _keeper_turn(place: Place) -> Turn:
     keeper = Keeper(place, time.monotonic)
 
     def turn(wanted: Wanted, _last: Given | None) -> Given:
-        return given_of(keeper.turn(Wish(wanted.nodes, wanted.prewarm)), wanted.nodes)
+        seen = keeper.turn(Wish(wanted.nodes, wanted.prewarm))
+        ended = wanted.prewarm == ENDED and seen.answered == ENDED and not seen.raised
+        return replace(given_of(seen, wanted.nodes), ended=ended)
 
     return turn
 
@@ -114,7 +123,6 @@ def given_of(seen: Seen, by_nodes: bool) -> Given:
         read_at=time.time() - (time.monotonic() - at) if known else None,
         shown=shown,
         by_nodes=by_nodes,
-        letting_go=bool(seen.raised),
         troubles=seen.troubles,
     )
 
@@ -125,7 +133,7 @@ def _ray_turn(place: Elsewhere) -> Turn:
     def turn(wanted: Wanted, last: Given | None) -> Given:
         nonlocal due_at, complaint
         troubles = []
-        if wanted.prewarm is not None:
+        if wanted.prewarm is not None and wanted.prewarm.patterns:
             troubles.append(f"prewarm: off, {place.reason}")
         last = last or Given("ray")
         offered, at, read_at, shown = last.offers, last.at, last.read_at, last.shown
@@ -140,7 +148,7 @@ def _ray_turn(place: Elsewhere) -> Turn:
                 complaint = f"ray does not say which nodes it has: {error!r}"
                 logger.warning("%s", complaint)
         troubles += [complaint] if complaint else []
-        return Given("ray", offered, at, read_at, shown, wanted.nodes, troubles=tuple(troubles))
+        return Given("ray", offered, at, read_at, shown, wanted.nodes, ended=True, troubles=tuple(troubles))
 
     return turn
 

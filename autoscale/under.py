@@ -12,12 +12,15 @@ from typing import Any, Protocol
 
 from autoscale.capacity_spec import KubernetesSpec
 from autoscale.cluster_budget import Given, budget_of
-from autoscale.cluster_link import ClusterLink, Wanted
+from autoscale.cluster_link import ENDED, ClusterLink, Wanted
 from autoscale.measure import Watched
 from autoscale.prewarming import Outlook
 from autoscale.signals import Fleet, Signals
 from autoscale.spec import Account, PolicySpec
 from cluster.nodes.keeper import Prewarm
+
+LOOK_S = 2.0
+"""How often it is looked ahead: schedules are searched, and machines take minutes."""
 
 
 class Link(Protocol):
@@ -37,25 +40,24 @@ class Under:
         self._link: Link | None = None
         self._asked: KubernetesSpec | None = None
         self._outlook = Outlook()
+        self._looked_at = float("-inf")
         self._amounts: Mapping[Account, float] | None = {}
         self._budgeted: tuple[PolicySpec, Mapping[Account, float], PolicySpec] | None = None
 
     def follow(self, spec: PolicySpec) -> None:
         """The policy file in force: make or drop the link, as it wants one."""
-        wants = bool(spec.budget.asks) or spec.prewarm is not None
-        given = None if self._link is None else self._link.latest
         if self._link is not None and self._asked != spec.kubernetes:
             self._link = None
-        if not wants:
-            if self._link is not None and given is not None and not given.letting_go:
-                self._link = None
-            if self._link is not None:
-                # The policy does not pre-warm any more: what it has raised goes back to what was found.
-                self._link.want(Wanted(prewarm=Prewarm()))
-            return
-        if self._link is None:
-            self._link, self._asked = ClusterLink(spec.kubernetes), spec.kubernetes
-            self._link.want(_wanted(spec, None))
+        if spec.budget.asks or spec.prewarm is not None:
+            if self._link is None:
+                self._link, self._asked = ClusterLink(spec.kubernetes), spec.kubernetes
+                self._link.want(_wanted(spec, None))
+                self._looked_at = float("-inf")
+        elif self._link is not None and (given := self._link.latest) is not None and given.ended:
+            self._link = None
+        if self._link is not None and spec.prewarm is None:
+            # The policy does not pre-warm, or not any more: what is raised goes back to what was found.
+            self._link.want(_wanted(spec, ENDED))
 
     def budgeted(self, spec: PolicySpec, fleet: Fleet, now: float) -> PolicySpec | None:
         """`spec` with numbers for what it leaves to the cluster; None where they are not known, so nothing is decided.
@@ -83,6 +85,9 @@ class Under:
         """Ask for the machines that the next peak takes. file: the policy as it was read. watched: as last decided."""
         if file.prewarm is None or self._link is None or self._amounts is None:
             return
+        if 0 <= now - self._looked_at < LOOK_S:
+            return
+        self._looked_at = now
         seats = self._outlook.seats(_in_numbers(file, self._amounts), fleet, signals, watched, now, at)
         release = self._outlook.may_release(file, now)
         self._link.want(_wanted(file, Prewarm(seats, release, file.prewarm.worker_groups)))

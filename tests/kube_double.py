@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
+import ssl
 import threading
 import time
 from collections import Counter
@@ -63,11 +64,13 @@ class Request:
 class KubernetesDouble:
     """The state of the double. allowed: rules as in a Role; None: everything. requests: all that were answered.
 
+    token: what requests must carry; None for anything.
     interfere: called before each patch with its key, once per entry: to change the object under somebody's hands.
     """
 
     url: str = ""
     allowed: Sequence[Mapping[str, Any]] | None = None
+    token: str | None = None
     requests: list[Request] = field(default_factory=list)
     interfere: list[Any] = field(default_factory=list)
     page_size: int | None = None
@@ -242,8 +245,8 @@ def json_patched(item: Any, patch: Iterable[Mapping[str, Any]]) -> Any:
     return made
 
 
-def serve_double() -> tuple[KubernetesDouble, ThreadingHTTPServer]:
-    """A double that answers on a free port of loopback; the server is to be shut down."""
+def serve_double(certificate: tuple[Path, Path] | None = None) -> tuple[KubernetesDouble, ThreadingHTTPServer]:
+    """A double that answers on a free port of loopback; the server is to be shut down. certificate: file and key."""
     double = KubernetesDouble()
 
     class Handler(_Handler):
@@ -251,6 +254,10 @@ def serve_double() -> tuple[KubernetesDouble, ThreadingHTTPServer]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     double.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     return double, server
@@ -273,6 +280,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.content_type = self.headers.get("Content-Type", "")
         self.asked = ("", "", None)
         try:
+            shown = self.headers.get("Authorization", "").lower()
+            if self.state.token is not None and shown != f"bearer {self.state.token}":
+                raise Refusal(401, "Unauthorized", "Unauthorized")
             code, answer = self.answer(url.path.strip("/").split("/"))
         except Refusal as refusal:
             code = refusal.code
@@ -298,6 +308,8 @@ class _Handler(BaseHTTPRequestHandler):
         discovered = discovery(path)
         if discovered is not None:
             return 200, discovered
+        if path[0] not in ("api", "apis") or len(path) < (3 if path[0] == "api" else 4):
+            raise Refusal(404, "the server could not find the requested resource")
         group, version, rest = ("", path[1], path[2:]) if path[0] == "api" else (path[1], path[2], path[3:])
         namespace = None
         if rest[0] == "namespaces" and len(rest) > 2:

@@ -18,6 +18,7 @@ UNBOUNDED = 2**31 - 1
 HEAD = "head"
 
 _ACCELERATOR_LABELS = (
+    "expertscale.io/gpu",
     ACCELERATOR_LABEL,
     "nvidia.com/gpu.product",
     "cloud.google.com/gke-accelerator",
@@ -26,6 +27,7 @@ _ACCELERATOR_LABELS = (
     "node.kubernetes.io/instance-type",
 )
 _POOL_LABELS = (
+    "expertscale.io/pool",
     "eks.amazonaws.com/nodegroup",
     "karpenter.sh/nodepool",
     "alibabacloud.com/nodepool-id",

@@ -60,7 +60,8 @@ class Wish:
 class Seen:
     """What is known. groups, nodes: None before they were read once. groups_at, nodes_at: when, by the turn's clock.
 
-    raised: worker group -> what its minReplicas was and is. troubles: one sentence each.
+    raised: worker group -> what its minReplicas was and is. answered: the last wish that has been met as far as it can.
+    troubles: one sentence each.
     """
 
     groups: tuple[WorkerGroup, ...] | None = None
@@ -68,6 +69,7 @@ class Seen:
     nodes: tuple[Node, ...] | None = None
     nodes_at: float = float("-inf")
     raised: Mapping[str, Raised] = field(default_factory=dict)
+    answered: Prewarm | None = None
     troubles: tuple[str, ...] = ()
 
 
@@ -87,6 +89,7 @@ class Keeper:
         self._notes: tuple[str, ...] = ()
         self._tried_at = self._due_at = self._change_due_at = float("-inf")
         self._wanted: Prewarm | None = None
+        self._answered: Prewarm | None = None
         self._backoffs = {"read": Backoff(), "change": Backoff()}
         self._troubles: dict[str, str] = {}
 
@@ -164,7 +167,7 @@ class Keeper:
                     raise
                 found = self._api.raycluster(name)
         if is_ours:
-            self._raised, self._notes = dict(made.raised), made.notes
+            self._raised, self._notes, self._answered = dict(made.raised), made.notes, prewarm
 
     def _plan(self, found: Mapping[str, Any], prewarm: Prewarm) -> Plan:
         wanted, notes = machines(prewarm.seats, worker_groups(found), prewarm.patterns)
@@ -209,6 +212,7 @@ class Keeper:
             nodes=nodes,
             nodes_at=float("-inf") if watch is None else watch.seen_at,
             raised=self._raised,
+            answered=self._answered,
             troubles=(*troubles, *self._notes),
         )
 

@@ -17,7 +17,8 @@ from cluster.nodes.api import Api, ApiTrouble, ForbiddenTrouble, GoneTrouble
 from cluster.nodes.backoff import Backoff
 from cluster.nodes.inventory import Node, node_of
 
-WATCH_S = 60.0
+WATCH_S = 30.0
+"""How long one watch lasts: while nothing happens, its end is what shows that the nodes are still as they were."""
 
 
 class NodeWatch:

@@ -16,7 +16,7 @@ from typing import Literal
 
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 """Ray's own label of a node, and what `accelerator_type` of a replica asks for."""
-PRICE_LABEL = "expertscale/price-per-hour"
+PRICE_LABEL = "expertscale.io/price-per-hour"
 """On nodes and on worker groups: what one machine costs for an hour, in any unit, the same for all."""
 ROUNDING = 1e-6
 

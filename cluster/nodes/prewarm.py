@@ -22,7 +22,7 @@ from typing import Any
 from cluster.nodes.inventory import WorkerGroup, worker_groups
 from cluster.nodes.offers import ROUNDING, matches
 
-ANNOTATION = "expertscale/prewarm"
+ANNOTATION = "expertscale.io/prewarm"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import pytest
 
 from autoscale import cluster_link, under
 from autoscale.capacity_spec import KubernetesSpec
+from autoscale.cluster_budget import Given
 from autoscale.cluster_link import ClusterLink, Wanted, ray_offers
 from autoscale.signals import Fleet, Signals, UnitFacts
 from autoscale.spec import PolicySpec
@@ -98,6 +99,22 @@ def test_a_ray_that_does_not_answer_leaves_the_nodes_it_had(monkeypatch: pytest.
     assert link.latest.offers == ray_offers(ROWS)
 
 
+def test_a_mistake_of_ours_is_told_and_the_thread_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([ZeroDivisionError("oh")])
+
+    def turn(_wanted: Wanted, _last: Given | None) -> Given:
+        if (error := next(answers, None)) is not None:
+            raise error
+        return Given("ray", ())
+
+    monkeypatch.setattr(cluster_link, "_ray_turn", lambda _place: turn)
+    monkeypatch.setattr(cluster_link, "MISTAKE_S", 0.5)
+    link = ClusterLink(KubernetesSpec(), environment={})
+    told = wait_for(lambda: link.latest, 5, "the first turn")
+    assert "oh" in told.troubles[0]
+    wait_for(lambda: link.latest == Given("ray", ()), 5, "the second turn")
+
+
 def test_the_thread_ends_with_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_link, "ray", SimpleNamespace(nodes=lambda: ROWS))
     before = set(threading.enumerate())
@@ -159,6 +176,14 @@ def test_a_peak_is_prewarmed_and_let_go_when_the_policy_ends_it(double: Kubernet
     wait_for(raised, 15, "the raised minimum")
     wait_for(lambda: (below.report() or {}).get("prewarmed"), 5, "the report")
     assert (below.report() or {})["prewarmed"] == {"l4": {"from": 1, "to": 3}}
+    only_budget = policy(double, tmp_path, budget={"gpus": "cluster"})
+
+    def let_go() -> bool:
+        tick(only_budget)
+        return least(double) == 1
+
+    wait_for(let_go, 15, "the minimum that was found")
+    wait_for(raised, 15, "the raised minimum, again")
     off = policy(double, tmp_path)
 
     def dropped() -> bool:

@@ -37,6 +37,11 @@ def test_what_is_fixed_is_part_of_what_the_minima_take() -> None:
     assert check(known, budget={"replicas": 2}) == [], "routers are no expert replicas"
 
 
+@pytest.mark.parametrize("word", ["cluster", "nodes"])
+def test_a_budget_left_to_the_cluster_is_compared_when_the_cluster_is_known(word: str) -> None:
+    assert check(fleet(), budget={"gpus": word, "cpus": word}) == []
+
+
 def check(known: Fleet, **parts: Any) -> list[str]:
     return list(check_against(PolicySpec.model_validate({"version": 1, **parts}), known))
 

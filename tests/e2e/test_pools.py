@@ -54,9 +54,19 @@ def two_pools(config: dict[str, Any], policy: dict[str, Any]) -> None:
         },
         "ghost": {"resources": {"label_selector": {"kind": "ghost"}}, "emulate": {"rows_per_s": SPEEDS["ghost"]}},
     }
-    policy["budget"] = {"replicas": {"default": 4, "t4": 1, "ghost": 4}}
+    policy["budget"] = {"replicas": {"default": 4, "t4": 1, "ghost": 4}, "cpus": "cluster"}
     policy["pools"] = {"ghost": {"cost": 0.1}, "t4": {"cost": 0.2}}
     policy["defaults"] |= {"max_replicas": 2, "startup": {"budget_s": STARTUP_S, "backoff_s": BACKOFF_S}}
+
+
+def test_outside_kubernetes_the_cluster_is_rays_own_nodes(elastic: Elastic) -> None:
+    """The Serve controller's own thread has asked Ray: 4 CPUs on the head and on each node; ghosts are nowhere."""
+    policy = wait_for(lambda: known_cluster(elastic), 30, "a report of the cluster")
+    assert policy["cluster"]["source"] == "ray"
+    assert policy["cluster"]["troubles"] == []
+    assert [node["cpus"] for node in policy["cluster"]["nodes"]] == [4.0, 4.0, 4.0]
+    (note,) = (each for each in policy["held_back"] if each.startswith("budget."))
+    assert note == "budget.cpus: no machine of the cluster has the labels that replicas of pool ghost ask for"
 
 
 def test_growth_that_fails_is_rolled_back_and_the_pool_that_is_there_takes_rows_by_its_speed(
@@ -79,6 +89,12 @@ def test_growth_that_fails_is_rolled_back_and_the_pool_that_is_there_takes_rows_
     assert not elastic.load.failures
     asked = [each for each in elastic.decisions(gave_up["time"]) if each["pool"] == "ghost" and each["to"] > 0]
     assert all(each["time"] - gave_up["time"] >= BACKOFF_S for each in asked)
+
+
+def known_cluster(elastic: Elastic) -> dict[str, Any] | None:
+    """The policy's part of `/v1/cluster`, once the cluster under it is known."""
+    policy: dict[str, Any] = elastic.cluster()["policy"] or {}
+    return policy if (policy.get("cluster") or {}).get("nodes") else None
 
 
 def given_up(elastic: Elastic, since: float) -> dict[str, Any] | None:

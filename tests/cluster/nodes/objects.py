@@ -22,7 +22,7 @@ def worker_group(
 ) -> dict[str, Any]:
     """A worker group of pods with so many GPUs and 8 CPUs."""
     labels = {"ray.io/accelerator-type": type_} if type_ else {}
-    labels |= {"expertscale/price-per-hour": price} if price else {}
+    labels |= {"expertscale.io/price-per-hour": price} if price else {}
     limits = {"cpu": "8", "memory": "32Gi"} | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
     pod = {"containers": [{"name": "ray", "image": "ray", "resources": {"limits": limits}}]}
     return {

@@ -82,14 +82,16 @@ def test_what_is_no_price_is_unknown(price: str) -> None:
 def test_gpu_nodes_alike_are_a_pool() -> None:
     pool = {"eksDOTamazonawsDOTcom__nodegroup": "l4s", "nvidiaDOTcom__gpuDOTproduct": "NVIDIA-L4"}
     listed = [
-        node("a", 4, **pool, expertscale__price_per_hour="3.2"),
-        node("b", 4, **pool, expertscale__price_per_hour="3.2", ready=False),
+        node("a", 4, **pool, expertscaleDOTio__price_per_hour="3.2"),
+        node("b", 4, **pool, expertscaleDOTio__price_per_hour="3.2", ready=False),
         node("c", 8, karpenterDOTsh__nodepool="h100", closed=True),
         node("d", 0),
+        node("e", 1, expertscaleDOTio__pool="a10", expertscaleDOTio__gpu="A10"),
     ]
     assert set(node_pools(map(node_of, listed))) == {
         NodePool("l4s", "NVIDIA-L4", 3.2, 2, 1, 4.0),
         NodePool("h100", None, None, 1, 0, 0.0),
+        NodePool("a10", "A10", None, 1, 1, 1.0),
     }
 
 

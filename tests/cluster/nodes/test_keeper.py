@@ -16,7 +16,7 @@ from cluster.nodes.keeper import READ_S, Keeper, Prewarm, Seen, Wish
 from cluster.nodes.place import Place
 from cluster.nodes.prewarm import ANNOTATION, Raised, Seat
 from tests.cluster.nodes.objects import node, raycluster, rayservice, worker_group
-from tests.kube_double import KubernetesDouble, has_schemas
+from tests.kube_double import KubernetesDouble, Refusal, has_schemas, validate
 from tests.serving import wait_for
 
 L4 = {"ray.io/accelerator-type": "L4"}
@@ -71,6 +71,9 @@ def record(double: KubernetesDouble, name: str = CHILD) -> Any:
 def test_writes_are_validated_by_the_operators_schema() -> None:
     if not has_schemas():
         pytest.skip("the schemas of KubeRay's resources (../shared/kuberay) are not here: writes are not validated")
+    for wrong in ({"minReplica": 1}, {"minReplicas": "1"}):
+        with pytest.raises(Refusal):
+            validate(raycluster(CHILD, worker_group("l4") | wrong))
 
 
 def test_the_worker_groups_of_the_cluster_in_service_are_read(double: KubernetesDouble, bench: Bench) -> None:
