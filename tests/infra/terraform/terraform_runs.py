@@ -3,8 +3,8 @@
 Optional programs are looked for here, and a test skips with the reason where one is missing:
 
 - `terraform` on PATH;
-- `EXPERTSCALE_TF_PLUGINS` (default /opt/tf-plugins): a folder with the AWS provider, laid out as `init -plugin-dir` takes;
-- `.expertscale/terraform-tools`, made by `make programs`: moto, and what the schema-only provider of Alibaba Cloud needs;
+- `EXPERTSCALE_TF_PLUGINS` (default /opt/tf-plugins): a folder with the AWS provider, as `init -plugin-dir` takes;
+- `.expertscale/terraform-tools`, made by `make programs`: moto, and what Alibaba Cloud's schema-only provider needs;
 - ../shared/terraform: the schema of that provider.
 """
 

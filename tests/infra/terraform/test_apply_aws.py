@@ -13,7 +13,6 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -45,7 +44,8 @@ groups = [
 ]
 print(json.dumps({
     "groups": {
-        group["labels"]["expertscale.io/pool"] + "/" + group["capacityType"]: [group["instanceTypes"], group.get("taints")]
+        group["labels"]["expertscale.io/pool"] + "/" + group["capacityType"]:
+            [group["instanceTypes"], group.get("taints")]
         for group in groups
     },
     "public": s3.get_public_access_block(Bucket="expertscale-test-models")["PublicAccessBlockConfiguration"],
@@ -91,7 +91,8 @@ def applied(aws: Module, moto: str, tmp_path_factory: pytest.TempPathFactory) ->
     return module
 
 
-def test_what_was_made_is_what_was_asked_for(applied: Module, moto: str) -> None:
+@pytest.mark.usefixtures("applied")
+def test_what_was_made_is_what_was_asked_for(moto: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | CREDENTIALS
     answer = subprocess.run(
         [str(need_tools()), "-c", ASK, moto], env=environment, capture_output=True, text=True, timeout=60, check=True

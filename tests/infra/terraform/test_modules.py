@@ -1,7 +1,7 @@
 """Both Terraform modules: layout, `validate` against the providers' schemas, and their own tests with mocks.
 
-AWS is validated by the real provider. Alibaba Cloud's is validated against its schema only (alicloud_provider.py), and nine
-of its resources against alicloud-more.schema.json, written from the provider's documentation.
+AWS is validated by the real provider, Alibaba Cloud against its provider's schema only (alicloud_provider.py), nine of
+its resources against alicloud-more.schema.json, written from that provider's documentation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from tests.infra.terraform.terraform_runs import HERE, MODULES, Module, need_terraform
 
 CLOUDS = ("aws", "alicloud")
-# A wrong argument, a wrong block, a missing one, a wrong type: (file, what is written, what is written instead, the complaint).
+# A wrong argument, block, type, a missing argument: (file, what is written, what instead, the complaint).
 MISTAKES = {
     "aws": [
         ("node_pools.tf", "capacity_type ", "capacity_kind ", "Unsupported argument"),
