@@ -123,16 +123,14 @@ def test_the_chart_takes_the_values_it_hands_out(applied: Module) -> None:
     values = merged(yaml.safe_load(example.read_text()), handed)
     with helm.Chart.load(CHART) as chart:
         chart.validate_schema(values)
-        rendered = "\n---\n".join(chart.render(values, name="expertscale", namespace="expertscale").values())
-    accounts = {
-        each["metadata"]["name"]: each["metadata"]["annotations"]
-        for each in yaml.safe_load_all(rendered)
-        if each and each["kind"] == "ServiceAccount"
-    }
-    assert accounts == {
-        name: handed["serviceAccount"]["annotations"] for name in ("expertscale-head", "expertscale-worker")
-    }
-    [service] = [each for each in yaml.safe_load_all(rendered) if each and each["kind"] == "RayService"]
+        files = chart.render(values, name="expertscale", namespace="expertscale")
+    texts = [text for name, text in files.items() if name.endswith(".yaml")]
+    objects = [each for text in texts for each in yaml.safe_load_all(text) if each]
+    metadata = [each["metadata"] for each in objects if each["kind"] == "ServiceAccount"]
+    assert {each["name"]: each["annotations"] for each in metadata} == dict.fromkeys(
+        ("expertscale-head", "expertscale-worker"), handed["serviceAccount"]["annotations"]
+    )
+    [service] = [each for each in objects if each["kind"] == "RayService"]
     selected = [
         group["template"]["spec"]["nodeSelector"]["expertscale.io/pool"]
         for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
