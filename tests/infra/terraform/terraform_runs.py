@@ -10,11 +10,13 @@ Optional programs are looked for here, and a test skips with the reason where on
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +61,23 @@ class Module:
         text = path.read_text()
         assert old in text, f"{file} has no {old!r}"
         path.write_text(text.replace(old, new, 1))
+
+
+@dataclass(frozen=True)
+class OwnTests:
+    """One run of a module's own tests (`terraform test -json -verbose`)."""
+
+    returncode: int
+    output: str
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.output.splitlines()]
+
+    def outputs(self, run: str) -> dict[str, Any]:
+        """The module's outputs after the run block `run`, which applied it to mocks."""
+        [state] = [each for each in self.messages if each["type"] == "test_state" and each["@testrun"] == run]
+        return {name: output["value"] for name, output in state["test_state"]["outputs"].items()}
 
 
 def need_terraform() -> None:

@@ -13,14 +13,11 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-import yaml
 
-from tests.infra.terraform.terraform_runs import HERE, ROOT, Module, need_tools
+from tests.infra.terraform.terraform_runs import HERE, Module, need_tools
 
-CHART = ROOT / "helm" / "expertscale"
 START_S = 60
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -112,37 +109,6 @@ def test_what_was_made_is_what_was_asked_for(moto: str) -> None:
 
 def test_no_secret_is_in_the_outputs(applied: Module) -> None:
     assert VARIABLES["redis_auth_token"] not in applied.run("output", "-json").stdout
-
-
-def test_the_chart_takes_the_values_it_hands_out(applied: Module) -> None:
-    helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not installed")
-    example = CHART / "ci" / "aws-values.yaml"
-    if not example.is_file():
-        pytest.skip("helm/expertscale has no ci/aws-values.yaml")
-    handed: dict[str, Any] = yaml.safe_load(json.loads(applied.run("output", "-json").stdout)["helm_values"]["value"])
-    values = merged(yaml.safe_load(example.read_text()), handed)
-    with helm.Chart.load(CHART) as chart:
-        chart.validate_schema(values)
-        files = chart.render(values, name="expertscale", namespace="expertscale")
-    texts = [text for name, text in files.items() if name.endswith(".yaml")]
-    objects = [each for text in texts for each in yaml.safe_load_all(text) if each]
-    metadata = [each["metadata"] for each in objects if each["kind"] == "ServiceAccount"]
-    assert {each["name"]: each["annotations"] for each in metadata} == dict.fromkeys(
-        ("expertscale-head", "expertscale-worker"), handed["serviceAccount"]["annotations"]
-    )
-    [service] = [each for each in objects if each["kind"] == "RayService"]
-    selected = [
-        group["template"]["spec"]["nodeSelector"]["expertscale.io/pool"]
-        for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    ]
-    assert selected == ["a10g", "a10g", "l4", "h100"]
-
-
-def merged(below: Any, above: Any) -> Any:
-    """Helm's rule: maps are merged, everything else is replaced."""
-    if isinstance(below, dict) and isinstance(above, dict):
-        return below | {name: merged(below.get(name), value) for name, value in above.items()}
-    return above
 
 
 def _await(address: str, server: subprocess.Popen[bytes]) -> None:
