@@ -28,9 +28,10 @@ serve: setup
 test: setup programs
 	$(BIN)/python -m pytest
 
-# What tests drive besides Python; without it they skip.
+# What tests drive besides the project's own environment; without it they skip.
 programs:
 	@sh infra/install-debian.sh chromium prometheus kubernetes-client:kubectl
+	@PYTHON=$(PYTHON) sh infra/make-terraform-tools.sh .expertscale/terraform-tools
 
 # The table of all metrics, from cluster/metrics.py; a test says when it is out of date.
 metrics: setup

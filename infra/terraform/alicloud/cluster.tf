@@ -7,8 +7,12 @@ locals {
     csi-plugin               = null
     csi-provisioner          = null
     ack-pod-identity-webhook = null
-    # Pulls from the registry of registry.tf without a Secret.
-    managed-aliyun-acr-credential-helper = jsonencode({ AcrInstanceInfo = [{ instanceId = alicloud_cr_ee_instance.this.id, regionId = var.region }] })
+    # The chart's pods pull from the registry of registry.tf without a Secret of yours.
+    managed-aliyun-acr-credential-helper = jsonencode({
+      AcrInstanceInfo = [{ instanceId = alicloud_cr_ee_instance.this.id, regionId = var.region }]
+      watchNamespace  = var.namespace
+      serviceAccount  = "${var.release}-head,${var.release}-worker"
+    })
   }
 }
 

@@ -15,6 +15,8 @@ resource "aws_eks_cluster" "this" {
   version                   = var.kubernetes_version
   role_arn                  = aws_iam_role.cluster.arn
   enabled_cluster_log_types = ["api", "audit", "authenticator"]
+  # The add-ons below instead, which can be told what to do.
+  bootstrap_self_managed_addons = false
 
   access_config {
     authentication_mode                         = "API"

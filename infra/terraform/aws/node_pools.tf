@@ -98,5 +98,5 @@ resource "aws_eks_node_group" "this" {
     ignore_changes = [scaling_config[0].desired_size]
   }
 
-  depends_on = [aws_eks_addon.vpc_cni, aws_iam_role_policy_attachment.node]
+  depends_on = [aws_eks_addon.vpc_cni, aws_eks_addon.kube_proxy, aws_iam_role_policy_attachment.node]
 }

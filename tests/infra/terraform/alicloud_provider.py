@@ -1,8 +1,8 @@
 """A Terraform provider that knows only the schema of Alibaba Cloud's: enough for `validate` and for tests with mocks.
 
-Run by Terraform, in the environment of requirements.txt; `EXPERTSCALE_ALICLOUD_SCHEMAS` names the schema files, separated
-like PATH. It knows no cloud: planning or applying without mocks fails, and what only the real provider checks (values,
-combinations of arguments) is not checked.
+Run by Terraform, in the environment of requirements.txt; `EXPERTSCALE_ALICLOUD_SCHEMAS` names the schema files,
+separated like PATH. It knows no cloud: planning or applying without mocks fails, and what only the real provider checks
+(values, combinations of arguments) is not checked.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SchemaOnly(rpc.ProviderServicer):  # type: ignore[misc]
     def __init__(self, provider: object) -> None:
         self._provider = provider
 
-    def GetProviderSchema(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+    def GetProviderSchema(self, request: Any, context: Any) -> Any:  # noqa: ARG002
         arguments = [pb.Schema.Attribute(name=name, type=b'"string"', optional=True) for name in PROVIDER_ARGUMENTS]
         return pb.GetProviderSchema.Response(
             provider=pb.Schema(block=pb.Schema.Block(attributes=arguments)),
@@ -69,16 +69,16 @@ class SchemaOnly(rpc.ProviderServicer):  # type: ignore[misc]
             },
         )
 
-    def ValidateProviderConfig(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+    def ValidateProviderConfig(self, request: Any, context: Any) -> Any:  # noqa: ARG002
         return pb.ValidateProviderConfig.Response()
 
-    def ValidateResourceConfig(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+    def ValidateResourceConfig(self, request: Any, context: Any) -> Any:  # noqa: ARG002
         return pb.ValidateResourceConfig.Response()
 
-    def ConfigureProvider(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+    def ConfigureProvider(self, request: Any, context: Any) -> Any:  # noqa: ARG002
         return pb.ConfigureProvider.Response()
 
-    def StopProvider(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+    def StopProvider(self, request: Any, context: Any) -> Any:  # noqa: ARG002
         return pb.StopProvider.Response()
 
 
