@@ -79,7 +79,7 @@ def fit(
         if pool.count >= conditions.work.routers and conditions.usable(pool) >= router.total_bytes
     ]
     if not homes:
-        raise PlacementError(router_misfit(router, pools, conditions.work, conditions.reserve))
+        raise PlacementError(router_misfit(shape, pools, conditions.work, conditions.reserve))
     plans = [plan for home in homes for plan in _plans(shape, pools, home, router, conditions, loads)]
     if not plans:
         choices = [_left(pools, home, conditions.work.routers) for home in homes]

@@ -8,7 +8,7 @@ Dimension letters: T tokens of a step, S sequences, K experts per token, H hidde
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.sizing.shape import Shape
 
@@ -58,6 +58,18 @@ def router_memory(shape: Shape, work: Work) -> RouterMemory:
         kv_bytes=slots * kv_token_bytes(shape),
         step_bytes=_router_step_bytes(shape, work),
     )
+
+
+def tokens_that_fit(shape: Shape, work: Work, room: float) -> int:
+    """The most `kv_tokens` with which a router fits into `room` bytes, at least; 0 where it does not in any case.
+
+    A token costs its place in the pool and what a step makes of it, which grows no more beyond the longest context:
+    there more tokens than these may fit.
+    """
+    empty = router_memory(shape, replace(work, kv_tokens=0)).total_bytes
+    step_numbers = 2 * max(shape.kv_numbers.values()) + shape.expanded_numbers + work.batch_tokens
+    each = kv_token_bytes(shape) + step_numbers * shape.item_bytes
+    return max(0, int((room - empty) // (each * PAGE_TOKENS))) * PAGE_TOKENS
 
 
 def _router_step_bytes(shape: Shape, work: Work) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from cluster.sizing.gpus import GB, GpuPool
-from cluster.sizing.memory import PAGE_TOKENS, RouterMemory, Work
+from cluster.sizing.memory import Work, router_memory, tokens_that_fit
 from cluster.sizing.shape import Shape
 
 
@@ -15,8 +15,9 @@ def gigabytes(size: float) -> str:
     return f"{size / GB:,.1f} GB"
 
 
-def router_misfit(router: RouterMemory, pools: Sequence[GpuPool], work: Work, reserve: float) -> str:
+def router_misfit(shape: Shape, pools: Sequence[GpuPool], work: Work, reserve: float) -> str:
     """No kind of GPU holds a router, or there are too few of the kinds that do."""
+    router = router_memory(shape, work)
     need = router.total_bytes
     able = [pool for pool in pools if pool.memory_bytes * (1 - reserve) >= need]
     if able:
@@ -30,15 +31,8 @@ def router_misfit(router: RouterMemory, pools: Sequence[GpuPool], work: Work, re
         f"--gpus: a router needs {gigabytes(need)} ({parts}), but {largest.name} gives {gigabytes(room)}: "
         f"{gigabytes(need - room)} are missing; what would fit: a GPU of {gigabytes(need / (1 - reserve))}"
     )
-    fewer = _tokens_that_fit(router, work, room)
+    fewer = tokens_that_fit(shape, work, room)
     return f"{sentence}, or --kv-tokens {fewer}." if fewer else f"{sentence}."
-
-
-def _tokens_that_fit(router: RouterMemory, work: Work, room: float) -> int:
-    """Tokens of keys and values for which there is room. What a step gathers of them shrinks too: left out."""
-    left = room - router.weights_bytes - router.step_bytes
-    pages = int(left / (router.kv_bytes / (work.kv_tokens / PAGE_TOKENS + 2))) - 2
-    return max(0, pages) * PAGE_TOKENS
 
 
 def experts_misfit(shape: Shape, left: Sequence[GpuPool], places: Sequence[int], reserve: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.sizing.fit import Conditions, SizingPlan, times
 from cluster.sizing.gpus import GpuPool
 from cluster.sizing.measured import hop_s
-from cluster.sizing.memory import PAGE_TOKENS, kv_token_bytes
+from cluster.sizing.memory import kv_token_bytes, tokens_that_fit
 from cluster.sizing.misfit import gigabytes
 from cluster.sizing.shape import ITEM_BYTES, Shape
 from cluster.sizing.step import COUNT_BYTES, traffic
@@ -92,14 +92,14 @@ def _model(shape: Shape) -> list[str]:
 def _router(shape: Shape, pools: Sequence[GpuPool], plan: SizingPlan, conditions: Conditions) -> list[str]:
     need, work = plan.router, conditions.work
     usable = conditions.usable(next(pool for pool in pools if pool.name == plan.router_pool))
-    spare = int((usable - need.total_bytes) / kv_token_bytes(shape)) // PAGE_TOKENS * PAGE_TOKENS
+    most = tokens_that_fit(shape, work, usable)
     kind = "latents of MLA" if shape.latent else "keys and values"
     return [
-        f"{work.routers} router{'s' if work.routers > 1 else ''}, each on a GPU of {plan.router_pool}: "
+        f"{'a router' if work.routers == 1 else f'{work.routers} routers, each'} on a GPU of {plan.router_pool}: "
         f"{gigabytes(need.total_bytes)} of {gigabytes(usable)} that may be used",
         f"  {gigabytes(need.weights_bytes):>9}  weights (computed); as much of the node's own memory while it loads",
         f"  {gigabytes(need.kv_bytes):>9}  {work.kv_tokens:,} tokens of {kind}, {kv_token_bytes(shape):,} bytes each "
-        f"(computed); room for about {spare:,} more",
+        f"(computed); there is room for {most:,}",
         f"  {gigabytes(need.step_bytes):>9}  a step of {work.batch_tokens} tokens, {work.sequences} sequences "
         "(estimated from above)",
         f"  {conditions.reserve:>8.0%}   of every GPU is kept free for driver, kernels and gaps (assumed)",

@@ -24,6 +24,8 @@ from tests.serving import ROOT
 
 NEW_NETWORK = 0x40000000
 """CLONE_NEWNET, for setns(2)."""
+LISTENING, LOOPBACK = "0A", {"0100007F", "00000000000000000000000001000000"}
+"""As /proc/net/tcp has them."""
 SWITCH, PREFIX = "switch", "10.77.0."
 COMMAND_S = 90
 _INSIDE = """
@@ -77,6 +79,17 @@ class Machine:
             with suppress(OSError, psutil.NoSuchProcess):
                 if os.readlink(f"/proc/{process.pid}/ns/net") == here:
                     found.append(" ".join(process.cmdline()).strip())
+        return found
+
+    def open_ports(self) -> set[int]:
+        """The TCP ports of it that other machines reach."""
+        found = set()
+        for name in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{self.pid}/net/{name}").read_text().splitlines()[1:]:
+                _, local, _, state, *_ = line.split()
+                address, _, port = local.partition(":")
+                if state == LISTENING and address not in LOOPBACK:
+                    found.add(int(port, 16))
         return found
 
     def _command(self, script: str) -> list[str]:

@@ -138,6 +138,13 @@ def test_groups_are_on_the_nodes_their_selectors_name(deployed: Day) -> None:
     }
 
 
+def test_http_and_the_dashboard_are_for_the_head_alone(deployed: Day, record_property: Any) -> None:
+    opened = {name: machine.open_ports() for name, machine in deployed.machines.items()}
+    assert 6379 in opened["head"]
+    assert not {PORT, 8265} & set.union(*opened.values())
+    record_property("open ports", {name: len(ports) for name, ports in opened.items()})
+
+
 def test_rows_cross_the_wires_and_the_tokens_are_those_of_the_whole_model(
     deployed: Day, wanted: dict[Asked, str], record_property: Any
 ) -> None:

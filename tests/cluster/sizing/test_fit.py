@@ -4,14 +4,14 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cluster.errors import PlacementError
 from cluster.sizing.config_text import placement_of
 from cluster.sizing.fit import Conditions, fit, times
 from cluster.sizing.gpus import GpuPool
-from cluster.sizing.memory import Work
+from cluster.sizing.memory import Work, router_memory, tokens_that_fit
 from cluster.sizing.shape import read_shape
 from tests.cluster.sizing.shapes import MODELS, fleets, made_up, shapes
 
@@ -120,6 +120,16 @@ def test_fewer_tokens_are_offered_where_they_help():
         fit(shape, pools, large)
     (tokens,) = re.findall(r"--kv-tokens (\d+)\.$", str(caught.value))
     fit(shape, pools, Conditions(work=Work(kv_tokens=int(tokens))))
+
+
+@given(st.integers(60_000, 400_000), st.integers(0, 4000))
+def test_the_tokens_for_which_there_is_room_fit(room, expanded):
+    shape = replace(made_up({0: 4, 1: 4}), expanded_numbers=expanded)
+    tokens = tokens_that_fit(shape, SMALL.work, room)
+    assume(tokens)
+    assert router_memory(shape, replace(SMALL.work, kv_tokens=tokens)).total_bytes <= room
+    if tokens < shape.max_context:
+        assert router_memory(shape, replace(SMALL.work, kv_tokens=tokens + 16)).total_bytes > room
 
 
 def test_too_few_devices_for_the_routers_are_counted():
