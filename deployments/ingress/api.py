@@ -33,7 +33,7 @@ from deployments.ingress.generate import Generation
 from deployments.ingress.limits import Lease
 from deployments.ingress.live import LONGEST_S, Live
 from deployments.ingress.logged import Label
-from deployments.ingress.metering import CHAT, COMPLETIONS, Account
+from deployments.ingress.metering import CHAT, COMPLETIONS, Metered
 from deployments.ingress.openapi import document
 from deployments.ingress.parsing import MAX_SESSION_CHARS, SESSION_HEADER, check_headers, parse_body, read_body
 from deployments.ingress.prompts import chat_prompt, completion_prompts, count_prompts
@@ -164,7 +164,7 @@ class _Api:
         lease: Lease,
     ) -> Response:
         service = self._service
-        account: Account = request.state.account
+        metered: Metered = request.state.metered
         chat = isinstance(body, ChatBody)
         id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -181,7 +181,7 @@ class _Api:
             stops=body.stop or (),
             deadline=deadline,
             label=label,
-            heard=account.heard,
+            heard=metered.heard,
         )
         streaming = False
         try:
@@ -195,13 +195,13 @@ class _Api:
             first = await while_connected(request.receive, generation.next())
             streaming = True
             lease.keep()
-            account.keep()
-            events = _events(generation, first, answer, usage, label.request_id, account)
-            end = partial(_end, generation, lease, account)
+            metered.keep()
+            events = _events(generation, first, answer, usage, label.request_id, metered)
+            end = partial(_end, generation, lease, metered)
             return EventStream(events, end, {}, deadline.gone_s + LAST_WORDS_S)
         finally:
             if not streaming:
-                await _end(generation, lease, account)
+                await _end(generation, lease, metered)
 
 
 def _requests(
@@ -233,18 +233,18 @@ def _requests(
     ]
 
 
-async def _end(generation: Generation, lease: Lease, account: Account) -> None:
+async def _end(generation: Generation, lease: Lease, metered: Metered) -> None:
     """Whichever end it is: the routers stop, the key pays for what was used, and it is counted."""
     try:
         await generation.aclose()
     finally:
         usage = generation.usage()
         lease.ended(usage.prompt_tokens + usage.completion_tokens)
-        account.ended(generation.choices)
+        metered.ended(generation.choices)
 
 
 async def _events(
-    generation: Generation, delta: Delta | None, answer: Answer, usage: bool, request_id: str, account: Account
+    generation: Generation, delta: Delta | None, answer: Answer, usage: bool, request_id: str, metered: Metered
 ) -> AsyncGenerator[bytes, None]:
     """The body of a streamed answer, beginning with the delta that was waited for."""
     answer.by(generation.digest)
@@ -261,10 +261,10 @@ async def _events(
     except ClientGoneError:
         raise  # nobody is there to be told
     except Exception as error:  # the status is long sent: the error becomes the last event
-        account.failed(error)
+        metered.failed(error)
         yield event(error_object(error, request_id))
         return
-    account.done()
+    metered.done()
     yield DONE
 
 

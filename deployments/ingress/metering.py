@@ -79,12 +79,12 @@ class RequestMetering:
         self._begin()
 
     def counting(self, endpoint: str) -> Callable[[Handler], Handler]:
-        """What wraps a handler so that its requests are counted; it finds its own as `request.state.account`."""
+        """What wraps a handler so that its requests are counted; it finds its own as `request.state.metered`."""
 
         def counted(handler: Handler) -> Handler:
             async def handle(request: Request) -> Response:
-                with Account(self, endpoint) as account:
-                    request.state.account = account
+                with Metered(self, endpoint) as metered:
+                    request.state.metered = metered
                     return await handler(request)
 
             return handle
@@ -120,7 +120,7 @@ class _Heard:
     tokens: int
 
 
-class Account:
+class Metered:
     """One request. Ends with its `with` block, or with `ended` where it is told to `keep`, as a `Lease` does.
 
     Whoever never says `done` or `failed` had a client that went away.
@@ -188,7 +188,7 @@ class Account:
         elif self._outcome == OK:
             metering.meter.observe(REQUEST_S, metering.clock() - self._began_s, endpoint=endpoint)
 
-    def __enter__(self) -> Account:
+    def __enter__(self) -> Metered:
         self._metering.open += 1
         return self
 
