@@ -20,6 +20,7 @@ import yaml
 from cluster import metrics
 from cluster.health_reasons import POLICY_SILENCE_S
 from cluster.metrics import Metric
+from deployments.directory_metering import RATE_WINDOW_S
 from infra.grafana.panels import BOARDS
 from tests.chaos.processes import Processes, stopped
 from tests.e2e.conftest import WholeModel
@@ -117,7 +118,6 @@ def test_every_panel_has_data_under_load(watched: Watched) -> None:
     assert not watched.elastic.load.failures
     assert len(busy) > 16, "some of four layers of sixteen"
     assert watched.firing() == set()
-    wait_for(lambda: experts_with_rows(watched) == set(), 60, "the end of the series of experts without rows")
 
 
 def experts_with_rows(watched: Watched) -> set[tuple[str, str]]:
@@ -142,6 +142,10 @@ def test_a_policy_that_breaks_is_in_health_in_the_metrics_and_an_alert_until_it_
     wait_for(lambda: watched.values(ours(metrics.POLICY_ERROR)) == [0.0], SEEN_S, "the metric to fall")
     wait_for(lambda: watched.firing() == set(), SEEN_S, "the end of the alert")
     assert json.dumps(watched.elastic.server.get("/health")["reasons"]) == "{}"
+
+
+def test_series_of_experts_that_get_no_rows_any_more_end(watched: Watched) -> None:
+    wait_for(lambda: experts_with_rows(watched) == set(), RATE_WINDOW_S + SEEN_S, "the end of the load's series")
 
 
 def test_a_controller_that_hangs_is_in_health_and_in_an_alert_while_requests_are_answered(watched: Watched) -> None:
