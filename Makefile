@@ -14,7 +14,7 @@ export $(shell sed -n 's/^\([A-Z_]*\)=.*/\1/p' threads.env)
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup programs serve test test-steady test-head soak bench bench-smoke check audit format metrics chart
+.PHONY: setup programs serve test test-steady test-head soak bench bench-smoke check audit format metrics chart boards
 
 setup: $(VENV)/.done
 
@@ -36,6 +36,10 @@ programs:
 # The table of all metrics, from cluster/metrics.py; a test says when it is out of date.
 metrics: setup
 	$(BIN)/python -m cluster.metrics >infra/prometheus/METRICS.md
+
+# The Grafana boards, from infra/grafana/panels.py; a test says when they are out of date.
+boards: setup
+	$(BIN)/python -m infra.grafana
 
 # The chart's schema, table of values and copies of files, after a change of what they are made of.
 chart: setup

@@ -48,7 +48,7 @@ class Picture:
             "health": {
                 "status": "ok" if now.ready else "unavailable",
                 "missing": list(now.missing),
-                "reasons": dict(now.reasons),
+                "reasons": {**now.reasons, **now.degraded},
             },
             "rates": dict.fromkeys(ROUTER_KEYS) if health is not None else self._rates(),
             "heat": self._heat(),

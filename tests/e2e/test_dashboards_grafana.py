@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from cluster import metrics
+from cluster.health_reasons import POLICY_SILENCE_S
 from cluster.metrics import Metric
+from deployments.directory_metering import RATE_WINDOW_S
 from infra.grafana.panels import BOARDS
+from tests.chaos.processes import Processes, stopped
 from tests.e2e.conftest import WholeModel
 from tests.e2e.elastic import Elastic, elastic_server
 from tests.e2e.load import Load, references
@@ -30,6 +34,7 @@ ENVIRONMENT = {"RAY_metrics_report_interval_ms": str(1000 * REPORT_S)}
 FOLDER = ROOT / "infra" / "prometheus"
 VARIABLES = {"$application": ".*", "$__rate_interval": "10s"}
 SEEN_S = 30.0
+APPLICATION = "expertscale"
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,6 @@ def test_every_panel_has_data_under_load(watched: Watched) -> None:
     assert not watched.elastic.load.failures
     assert len(busy) > 16, "some of four layers of sixteen"
     assert watched.firing() == set()
-    wait_for(lambda: experts_with_rows(watched) == set(), 60, "the end of the series of experts without rows")
 
 
 def experts_with_rows(watched: Watched) -> set[tuple[str, str]]:
@@ -138,6 +142,26 @@ def test_a_policy_that_breaks_is_in_health_in_the_metrics_and_an_alert_until_it_
     wait_for(lambda: watched.values(ours(metrics.POLICY_ERROR)) == [0.0], SEEN_S, "the metric to fall")
     wait_for(lambda: watched.firing() == set(), SEEN_S, "the end of the alert")
     assert json.dumps(watched.elastic.server.get("/health")["reasons"]) == "{}"
+
+
+def test_series_of_experts_that_get_no_rows_any_more_end(watched: Watched) -> None:
+    wait_for(lambda: experts_with_rows(watched) == set(), RATE_WINDOW_S + SEEN_S, "the end of the load's series")
+
+
+def test_a_controller_that_hangs_is_in_health_and_in_an_alert_while_requests_are_answered(watched: Watched) -> None:
+    controller = Processes(psutil.Process(watched.elastic.server.process.pid), APPLICATION).controllers
+    assert len(controller) == 1
+    with stopped(controller):
+        found = wait_for(lambda: degraded(watched), POLICY_SILENCE_S + SEEN_S, "the reason in /health")
+        assert (found["status"], found["degraded"]) == ("ok", ["autoscaler"])
+        assert "said nothing for" in found["reasons"]["autoscaler"]
+        wait_for(lambda: "AutoscalerSilent" in watched.firing(), SEEN_S, "the alert")
+        with watched.elastic.load.clients("chinese", 1):
+            answers = watched.elastic.load.answers
+            wait_for(lambda: watched.elastic.load.answers > answers, SEEN_S, "an answer without a controller")
+    wait_for(lambda: not degraded(watched), SEEN_S, "the end of the reason")
+    wait_for(lambda: watched.firing() == set(), SEEN_S, "the end of the alert")
+    assert not watched.elastic.load.failures
 
 
 def degraded(watched: Watched) -> dict[str, Any] | None:

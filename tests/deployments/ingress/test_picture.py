@@ -55,6 +55,16 @@ def test_levels_are_sums_and_the_latency_is_the_slowest_router_s() -> None:
     assert (rates["ttft_p95_ms"], rates["tpot_p95_ms"]) == (70.0, None)
 
 
+def test_what_is_wrong_although_requests_are_answered_is_shown_as_a_reason() -> None:
+    picture = Picture()
+    picture.take(0.0, Health(reasons={"experts-1": "no disk"}, degraded={"signals": "too old"}), cluster(a=1), NOTHING)
+    assert picture.shown(0.0)["health"] == {
+        "status": "ok",
+        "missing": [],
+        "reasons": {"experts-1": "no disk", "signals": "too old"},
+    }
+
+
 def test_an_event_of_a_large_model_stays_small() -> None:
     layers, experts, groups = 61, 256, 8
     rng = np.random.default_rng(0)

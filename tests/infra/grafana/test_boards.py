@@ -33,7 +33,7 @@ def panels(board: Board) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
 def test_the_file_is_what_the_builder_makes(board: Board) -> None:
     file = ROOT / "infra" / "grafana" / f"{board.name}.json"
-    assert file.read_text() == text(board), "out of date: python -m infra.grafana"
+    assert file.read_text() == text(board), "out of date: make boards"
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)

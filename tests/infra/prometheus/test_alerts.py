@@ -64,6 +64,15 @@ def test_alerts_are_about_metrics_and_reasons_that_there_are() -> None:
     assert set(re.findall(r'degraded\{[^}]*reason="(\w+)"', text)) <= {reason.value for reason in Reason}
 
 
+def test_the_readme_names_every_alert_and_every_reason() -> None:
+    text = (FOLDER / "README.md").read_text()
+    assert {rule["alert"] for rule in RULES} <= set(re.findall(r"\b[A-Z]\w+", text))
+    assert {reason.value for reason in Reason} <= set(re.findall(r"`(\w+)`", text))
+    assert {f"expertscale_{name}" for name in re.findall(r"`(\w+_(?:total|seconds|replicas|error))`", text)} <= {
+        metric.name for metric in METRICS
+    }
+
+
 @pytest.mark.parametrize("what", SILENT)
 def test_balancing_never_dies_silently(what: str) -> None:
     assert SILENT[what] in {rule["alert"] for rule in RULES}
