@@ -193,7 +193,8 @@ class SplitModel:
 
     def flush(self) -> float:
         """Send the spans that wait to be sent; returns the CPU seconds of that, in all processes."""
-        return sum(together([*self._routers, *self._experts], "flush"))
+        used_s: list[float] = together([*self._routers, *self._experts], "flush")
+        return sum(used_s)
 
     def _close(self) -> None:
         # Routers first: an expert that goes before them is a failure to them, which they would log.
