@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
 
+from cluster import nodes
 from tests.helm.charts import CI_FILES, NEEDED, Document, ci, merged, only, pods, ray_service, render
 from tests.helm.test_network_policy import selects
 
@@ -85,10 +85,7 @@ def test_rights_are_those_of_pre_warming_and_of_the_inventory() -> None:
     assert not [d for d in without if d["kind"].startswith("Cluster")]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("cluster.nodes") is None, reason="there is no cluster/nodes here")
 def test_rights_are_exactly_what_cluster_nodes_says_it_asks_for() -> None:
-    from cluster import nodes
-
     documents = render(ci("mixed-gpu"))
     assert _rules(only(documents, "Role")) == _rules({"rules": nodes.role("mixed")})
     assert _rules(only(documents, "ClusterRole")) == _rules({"rules": nodes.cluster_role()})
