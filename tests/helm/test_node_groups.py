@@ -14,6 +14,7 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.common_pb2 import LabelSelectorOperator
 
 from cluster.config import AppConfig, ResourceSpec, parse_args
+from cluster.nodes.inventory import worker_groups
 from tests.helm.charts import CI_FILES, Document, Refused, ci, merged, ray_service, render
 
 CASES = {name.removesuffix("-values.yaml"): ci(name.removesuffix("-values.yaml")) for name in CI_FILES}
@@ -88,6 +89,16 @@ def test_groups_are_to_ray_what_the_values_say() -> None:
     assert l4.resources == {"CPU": 4, "GPU": 1, "memory": 12 << 30}
     assert (l4.min_worker_nodes, l4.max_worker_nodes, l4.idle_timeout_s, l4.priority) == (4, 12, 600, 10)
     assert l4.labels == {"expertscale.io/pool": "l4", "ray.io/accelerator-type": "L4"}
+
+
+def test_groups_are_to_the_inventory_what_the_values_say() -> None:
+    """What a policy's `budget: {gpus: cluster}` counts, and pre-warming raises, by their place in the list."""
+    spec = ray_service(ci("mixed-gpu"))["spec"]["rayClusterConfig"]
+    groups = {group.name: group for group in worker_groups({"spec": spec})}
+    assert {name: group.index for name, group in groups.items()} == {"a10g": 0, "l4": 1, "h100": 2}
+    assert (groups["l4"].minimum, groups["l4"].most, groups["l4"].gpus) == (4, 12, 1)
+    assert groups["h100"].as_json()["type"] == "H100"
+    assert groups["h100"].price_per_hour == 6.4
 
 
 def test_a_replica_in_a_pool_starts_a_node_of_that_pool_from_none() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
+import re
 from typing import Any
 
 import pytest
 
+from cluster import nodes
 from tests.helm.charts import CI_FILES, NEEDED, Document, ci, merged, only, pods, ray_service, render
 from tests.helm.test_network_policy import selects
+from tests.serving import ROOT
 
 CASES = {name.removesuffix("-values.yaml"): ci(name.removesuffix("-values.yaml")) for name in CI_FILES}
 
@@ -85,10 +87,7 @@ def test_rights_are_those_of_pre_warming_and_of_the_inventory() -> None:
     assert not [d for d in without if d["kind"].startswith("Cluster")]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("cluster.nodes") is None, reason="there is no cluster/nodes here")
 def test_rights_are_exactly_what_cluster_nodes_says_it_asks_for() -> None:
-    from cluster import nodes
-
     documents = render(ci("mixed-gpu"))
     assert _rules(only(documents, "Role")) == _rules({"rules": nodes.role("mixed")})
     assert _rules(only(documents, "ClusterRole")) == _rules({"rules": nodes.cluster_role()})
@@ -199,3 +198,13 @@ def test_a_groups_pod_spec_is_laid_over_what_the_chart_makes() -> None:
     assert group["topologySpreadConstraints"][0]["maxSkew"] == 1
     assert group["nodeSelector"] == {"expertscale.io/pool": "l4", "expertscale.io/capacity": "spot"}
     assert [toleration["key"] for toleration in group["tolerations"]] == ["nvidia.com/gpu"]
+
+
+def test_pods_are_the_user_of_the_image_and_the_smallest_example_finds_its_model_in_it() -> None:
+    image = (ROOT / "infra" / "docker" / "Dockerfile").read_text()
+    values = ci("minimal-cpu")
+    context = pods(ray_service(values))["head"]["spec"]["securityContext"]
+    assert set(re.findall(r"^USER (.+)$", image, re.MULTILINE)) == {f"{context['runAsUser']}:{context['runAsGroup']}"}
+    copied = {word for line in re.findall(r"^COPY (infra/.+)$", image, re.MULTILINE) for word in line.split()}
+    assert values["model"]["path"] in copied
+    assert values["serve"]["experts"]["placement"]["file"] in copied

@@ -105,6 +105,10 @@ CONTRADICTIONS: dict[str, tuple[Document, str]] = {
         {"gcsFaultTolerance": {"enabled": True}},
         "gcsFaultTolerance.redis.passwordSecret.existingSecret: the installed Redis needs",
     ),
+    "a budget of nodes that nobody may list": (
+        {"serve": {"experts": {"replicas": "elastic"}}, "policy": {"spec": {"budget": {"gpus": "nodes"}}}},
+        'policy.spec.budget.gpus: "nodes" needs rbac.listNodes',
+    ),
     "an Ingress for nobody": ({"ingress": {"enabled": True}}, "ingress.hosts: at least one host is needed"),
     "a route without a gateway": ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs: at least one Gateway"),
 }
@@ -137,6 +141,8 @@ def test_what_is_refused_alone_is_allowed_where_it_belongs() -> None:
     render(merged(NEEDED, {"autoscaler": {"enabled": False}}, experts(podSpec={"restartPolicy": "Always"})))
     render(merged(NEEDED, {"head": {"env": [{"name": "REDIS_PASSWORD", "value": "x"}]}}))
     render(merged(NEEDED, {"fullnameOverride": "x" * 47}))
+    budget: Document = {"policy": {"spec": {"budget": {"gpus": "nodes"}}}, "rbac": {"listNodes": True}}
+    render(merged(NEEDED, budget, {"serve": {"experts": {"replicas": "elastic"}}}))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,12 @@ Those marked (KubeRay) are rules of its operator, which would otherwise refuse t
 {{- if and .Values.grafana.dashboards.enabled (not (.Files.Glob "files/grafana/*.json")) -}}
 {{- $faults = append $faults "grafana.dashboards.enabled: this chart was packaged without dashboards." -}}
 {{- end -}}
+{{- range $resource := list "gpus" "cpus" -}}
+{{- $amount := get (default dict $.Values.policy.spec.budget) $resource -}}
+{{- if and (eq (toString $amount) "nodes") (include "expertscale.elastic" $) $.Values.rbac.create (not $.Values.rbac.listNodes) -}}
+{{- $faults = append $faults (printf "policy.spec.budget.%s: \"nodes\" needs rbac.listNodes, the right to list the cluster's nodes." $resource) -}}
+{{- end -}}
+{{- end -}}
 {{- if eq .Values.rayService.upgradeType "NewClusterWithIncrementalUpgrade" -}}
 {{- /* (KubeRay) */ -}}
 {{- if not .Values.autoscaler.enabled -}}
