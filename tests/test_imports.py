@@ -21,9 +21,11 @@ ENGINE = [f"deployments.router.{name}" for name in ("engine", "scheduler", "sequ
 LIGHT = ["cluster.load_plan", "deployments.experts.weights", "deployments.experts.ffn"]
 NO_TORCH = [
     "autoscale.metering",
+    "autoscale.cluster_budget",
     "autoscale.observer",
     "autoscale.policy",
     "autoscale.policy_file",
+    "autoscale.prewarming",
     "autoscale.schedule",
     "autoscale.simulate",
     "cluster.config",
@@ -31,6 +33,7 @@ NO_TORCH = [
     "cluster.health_reasons",
     "cluster.loads",
     "cluster.membership",
+    "cluster.nodes.keeper",
     "cluster.metering",
     "cluster.placement",
     "cluster.snapshot",
@@ -60,6 +63,7 @@ RAY_SHELLS = {
     "autoscale.cluster_link",
     "autoscale.controller_link",
 }
+KUBERNETES = "cluster.nodes.api"
 LOCAL_TRANSPORT = "deployments.router.runtime"
 """With `transport: local` a router holds the experts itself, so this one file may know how they compute."""
 
@@ -185,6 +189,13 @@ def test_ray_is_known_to_the_shells_only():
     assert {module for module in SOURCES if "ray" in {package_of(name) for name in imports(module)}} <= RAY_SHELLS
 
 
+def test_one_function_imports_the_kubernetes_client_and_only_when_it_is_called():
+    assert {module for module in SOURCES if "kubernetes" in {package_of(name) for name in imports(module)}} == {
+        KUBERNETES
+    }
+    assert not any("kubernetes" in loaded_with(module) for module in SOURCES)
+
+
 def test_cluster_knows_no_serve():
     for module in SOURCES:
         if package_of(module) == "cluster" and module != "cluster.ray_metrics":
@@ -192,4 +203,4 @@ def test_cluster_knows_no_serve():
 
 
 def test_no_rule_is_about_a_file_that_is_not_there():
-    assert {*ENGINE, *LIGHT, *NO_TORCH, *RAY_SHELLS, LOCAL_TRANSPORT} <= set(SOURCES)
+    assert {*ENGINE, *LIGHT, *NO_TORCH, *RAY_SHELLS, KUBERNETES, LOCAL_TRANSPORT} <= set(SOURCES)

@@ -11,6 +11,10 @@
 Nothing here knows Serve, Ray or a policy. `kubernetes` is imported by `api.connect` alone, once there is a place to
 connect to: outside Kubernetes it costs nothing.
 
+Labels that are read: `ray.io/accelerator-type` and whatever else replicas select by, of worker groups;
+`expertscale.io/price-per-hour` of worker groups and nodes; `expertscale.io/pool` and `/gpu` of nodes, else what the
+clouds put there. The annotation `expertscale.io/prewarm` of a RayCluster is ours.
+
 What may be done there, and nothing else, is `RBAC`: reading our RayService by its name; reading the RayClusters it has
 made, whose names are not known beforehand, and changing `minReplicas` of their worker groups; and, only where the
 policy says `budget: {gpus: nodes}`, listing and watching the nodes of the whole cluster.
