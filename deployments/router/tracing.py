@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FIRST_STEPS = 4
 EVERY_STEPS = 32
 """Decode steps with a span: the first `FIRST_STEPS` of a sequence, then each whose number `EVERY_STEPS` divides."""
-EARNED, BURST = 1 / 16, 16.0
+EARNED, BURST = 1 / 16, 64.0
 """Steps with spans of their layers that one step of any kind earns, and how many can be saved up."""
 
 
