@@ -1,4 +1,4 @@
-"""A day on three machines without Kubernetes: every command of infra/MULTI_NODE.md, in its order. About 90 s.
+"""A day on three machines without Kubernetes: every command of infra/MULTI_NODE.md, in its order. About 100 s.
 
 A head and two workers of different labels, in namespaces of their own. Where those are not allowed the test is skipped:
 tests/chaos/test_node_loss.py and tests/e2e/test_pools.py still hold what Ray nodes on one machine can show.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ SMALL = 1
 """The number of its wire: the second behind the head."""
 NODES_S, READY_S, BACK_S = 60.0, 90.0, 60.0
 STALL_S = 5.0
+SCRAPED_S = 40.0
+"""Prometheus reads the list of nodes every 10 s and scrapes every 15 s."""
 MOST_BESIDE = 1.5
 """Rows, those of the prompts too, and headers over the rows of the tokens generated."""
 TOKENS = 200
@@ -85,7 +89,7 @@ def _script(block: str) -> str:
 def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
     folder = tmp_path_factory.mktemp("day")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "EXPERTSCALE_"))}
-    kept |= {"SECRETS": str(folder / "secrets"), "no_proxy": "*"}
+    kept |= {"SECRETS": str(folder / "secrets"), "DATA": str(folder / "prometheus"), "no_proxy": "*"}
     with ExitStack() as undo:
         try:
             made = undo.enter_context(machines(list(NODES), kept))
@@ -106,7 +110,8 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
 
 def test_every_block_of_commands_is_run_here() -> None:
     """What is not named would be run by nobody."""
-    assert set(blocks()) == {"secrets", "environment", "head", "worker", "nodes", "deploy", "look", "take away"}
+    run = {"secrets", "environment", "head", "worker", "nodes", "deploy", "look", "watch", "take away"}
+    assert set(blocks()) == run
     assert len(re.findall(r"^```", DOCUMENT.read_text(), re.MULTILINE)) == 2 * len(blocks())
 
 
@@ -143,6 +148,23 @@ def test_http_and_the_dashboard_are_for_the_head_alone(deployed: Day, record_pro
     assert 6379 in opened["head"]
     assert not {PORT, 8265} & set.union(*opened.values())
     record_property("open ports", {name: len(ports) for name, ports in opened.items()})
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Debian's prometheus is not installed")
+def test_prometheus_scrapes_every_node(deployed: Day) -> None:
+    deployed.machines["head"].start(_script("watch"), deployed.logs / "prometheus.log")
+    wanted = sorted(machine.address for machine in deployed.machines.values())
+    wait_for(lambda: set(_scraped()) >= set(wanted), SCRAPED_S, "a sample of every node")
+
+
+def _scraped() -> list[str]:
+    """The addresses of all targets that answered Prometheus."""
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:9090/api/v1/targets", timeout=5) as response:
+            targets = json.load(response)["data"]["activeTargets"]
+    except OSError:
+        return []
+    return [each["labels"]["instance"].rpartition(":")[0] for each in targets if each["health"] == "up"]
 
 
 def test_rows_cross_the_wires_and_the_tokens_are_those_of_the_whole_model(
