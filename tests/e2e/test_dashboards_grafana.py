@@ -35,6 +35,8 @@ FOLDER = ROOT / "infra" / "prometheus"
 VARIABLES = {"$application": ".*", "$__rate_interval": "10s"}
 SEEN_S = 30.0
 APPLICATION = "expertscale"
+HEARTBEAT_TIMEOUT_S = 10.0
+"""Of `cluster.membership`: then the replica is missing, and the status is 503."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,23 @@ def test_a_policy_that_breaks_is_in_health_in_the_metrics_and_an_alert_until_it_
     assert json.dumps(watched.elastic.server.get("/health")["reasons"]) == "{}"
 
 
+def test_a_replica_that_hangs_is_in_health_before_it_is_missed(watched: Watched) -> None:
+    with stopped(processes(watched).of("experts-0")):
+        found = wait_for(lambda: degraded(watched), HEARTBEAT_TIMEOUT_S, "the reason in /health")
+    assert (found["status"], found["degraded"]) == ("ok", ["signals"])
+    assert found["reasons"]["signals"].endswith("of: experts-0")
+    wait_for(lambda: not degraded(watched), SEEN_S, "the end of the reason")
+    oldest = f'max_over_time(ray_{metrics.SIGNAL_AGE_S.name}{{part="experts-0"}}[1m])'
+    wait_for(lambda: watched.values(oldest)[0] > 5, SEEN_S, "the metric to rise")
+    wait_for(lambda: watched.values(f"max(ray_{metrics.SIGNAL_AGE_S.name})")[0] < 5, SEEN_S, "the metric to fall")
+
+
 def test_series_of_experts_that_get_no_rows_any_more_end(watched: Watched) -> None:
     wait_for(lambda: experts_with_rows(watched) == set(), RATE_WINDOW_S + SEEN_S, "the end of the load's series")
 
 
 def test_a_controller_that_hangs_is_in_health_and_in_an_alert_while_requests_are_answered(watched: Watched) -> None:
-    controller = Processes(psutil.Process(watched.elastic.server.process.pid), APPLICATION).controllers
+    controller = processes(watched).controllers
     assert len(controller) == 1
     with stopped(controller):
         found = wait_for(lambda: degraded(watched), POLICY_SILENCE_S + SEEN_S, "the reason in /health")
@@ -162,6 +175,10 @@ def test_a_controller_that_hangs_is_in_health_and_in_an_alert_while_requests_are
     wait_for(lambda: not degraded(watched), SEEN_S, "the end of the reason")
     wait_for(lambda: watched.firing() == set(), SEEN_S, "the end of the alert")
     assert not watched.elastic.load.failures
+
+
+def processes(watched: Watched) -> Processes:
+    return Processes(psutil.Process(watched.elastic.server.process.pid), APPLICATION)
 
 
 def degraded(watched: Watched) -> dict[str, Any] | None:
