@@ -158,8 +158,8 @@ is not the number of batches.
 """
 
 _RAY_LABELS = """Ray and Serve add `application`, `deployment` and `replica` (in the Serve controller `application`
-alone), and `Component`, `NodeAddress`, `SessionName`, `Version`, `WorkerId` and `otel_scope_*`. Sum over what you do not ask for:
-`sum by (group) (rate(ray_expertscale_sent_rows_total[1m]))`.
+alone), and `Component`, `NodeAddress`, `SessionName`, `Version`, `WorkerId` and `otel_scope_*`. Sum over what you do
+not ask for: `sum by (group) (rate(ray_expertscale_sent_rows_total[1m]))`.
 """
 
 _BOUNDS = f"""`ray_expertscale_expert_rows_per_second` alone would have {{everything:,}} there: it names the busiest
