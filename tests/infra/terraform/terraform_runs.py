@@ -65,7 +65,7 @@ class Module:
 
 @dataclass(frozen=True)
 class OwnTests:
-    """One run of a module's own tests (`terraform test -json -verbose`)."""
+    """One run of a module's own tests (`terraform test -json`)."""
 
     returncode: int
     output: str
@@ -75,7 +75,7 @@ class OwnTests:
         return [json.loads(line) for line in self.output.splitlines()]
 
     def outputs(self, run: str) -> dict[str, Any]:
-        """The module's outputs after the run block `run`, which applied it to mocks."""
+        """The module's outputs after the run block `run`, which applied it to mocks; of `-verbose` runs."""
         [state] = [each for each in self.messages if each["type"] == "test_state" and each["@testrun"] == run]
         return {name: output["value"] for name, output in state["test_state"]["outputs"].items()}
 

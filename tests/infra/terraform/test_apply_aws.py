@@ -15,7 +15,9 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
+from tests.infra.terraform import chart_values
 from tests.infra.terraform.terraform_runs import HERE, Module, need_tools
 
 START_S = 60
@@ -109,6 +111,11 @@ def test_what_was_made_is_what_was_asked_for(moto: str) -> None:
 
 def test_no_secret_is_in_the_outputs(applied: Module) -> None:
     assert VARIABLES["redis_auth_token"] not in applied.run("output", "-json").stdout
+
+
+def test_the_chart_takes_the_values_it_hands_out(applied: Module) -> None:
+    outputs = json.loads(applied.run("output", "-json").stdout)
+    chart_values.check("aws", yaml.safe_load(outputs["helm_values"]["value"]))
 
 
 def _await(address: str, server: subprocess.Popen[bytes]) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.infra.terraform import chart_values
 from tests.infra.terraform.terraform_runs import HERE, MODULES, Module, OwnTests, need_terraform
 
 CLOUDS = ("aws", "alicloud")
@@ -85,6 +87,11 @@ def test_its_own_tests_pass(own_tests: OwnTests, record_property: Any) -> None:
     assert (summary["failed"], summary["errored"], summary["skipped"]) == (0, 0, 0)
     assert summary["passed"] > 10
     record_property("runs", summary["passed"])
+
+
+@pytest.mark.parametrize("own_tests", ["alicloud"], indirect=True)
+def test_the_chart_takes_the_values_alicloud_hands_out(own_tests: OwnTests) -> None:
+    chart_values.check("alicloud", yaml.safe_load(own_tests.outputs("defaults")["helm_values"]))
 
 
 @pytest.mark.parametrize("module", CLOUDS, indirect=True)
