@@ -202,12 +202,13 @@ def test_rows_of_two_routers_for_one_layer_are_computed_together() -> None:
 
 
 def test_replies_tell_the_queue_and_the_time_of_the_batch() -> None:
-    with serving(emulate_rows_per_s=15.0) as (_, replica), transport() as stream:
-        first = stream.send(replica, batch((3, 0, 0), layer=0), WAIT_S)
-        second = stream.send(replica, batch((0, 1, 0), layer=1), WAIT_S)
-        finished(stream, [first, second])
-        assert (first.queue_rows, second.queue_rows) == (1, 0)
-        assert first.compute_s == pytest.approx(0.2)
+    # In one piece, so that the second waits while the first is computed, however busy this machine is.
+    frames = [rows_frame(1, torch.randn(3, HIDDEN), layer=0), rows_frame(2, torch.randn(1, HIDDEN), layer=1)]
+    with serving(emulate_rows_per_s=15.0) as (server, _), wired(server) as wire:
+        wire.join().send(frames)
+        first, second = wire.read(), wire.read()
+        assert [(each.sequence, each.queue_rows) for each in (first, second)] == [(1, 1), (2, 0)]
+        assert first.compute_us == pytest.approx(200_000)
 
 
 def test_experts_that_raise_fail_their_batch_and_the_server_goes_on() -> None:

