@@ -80,6 +80,8 @@ def text(server: Server, asked: Asked) -> str:
             not absent(found)
             and total(found, metrics.REQUESTS) == asked.answered + 3
             and total(found, metrics.GENERATED_TOKENS) == asked.completion_tokens
+            # A level is told once a second, later than the events it may have lasted over.
+            and total(found, metrics.OPEN_REQUESTS) == 0
             # Each replica reports in its own time.
             and 0 < total(found, metrics.SENT_ROWS) == total(found, metrics.COMPUTED_ROWS)
         )
