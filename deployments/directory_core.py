@@ -17,7 +17,7 @@ from cluster.decisions import PolicyReport
 from cluster.health_reasons import ROUTER_SILENCE_TOLD_S, Heard, Reason, degraded
 from cluster.loads import LoadReport, RecordedLoads
 from cluster.membership import Epoch, Membership, Replica, State, View
-from cluster.snapshot import ROUTER, ClusterFacts, cluster_snapshot, health, reasons
+from cluster.snapshot import ROUTER, ClusterFacts, cluster_snapshot, health, ready_replicas, reasons
 from cluster.stats import ReplicaStats, RouterStats, StartFailure
 from cluster.transport_totals import TransportTotals
 from deployments.directory_metering import Standing
@@ -218,7 +218,7 @@ class DirectoryCore:
         holding = self.degraded()
         return Standing(
             view=self._membership.view(),
-            digest=self._facts.digest,
+            ready=ready_replicas(self._facts, self._membership.view(), self._live_routers()),
             groups=self._facts.required,
             routers=len(self._routers),
             failed_starts=self._failed_starts,
