@@ -222,7 +222,7 @@ class DirectoryCore:
             groups=self._facts.required,
             routers=len(self._routers),
             failed_starts=self._failed_starts,
-            rows=self._loads.totals(),
+            rows=self._loads.risen(),
             policy_silence_s=self._policy_silence_s(),
             degraded={reason.value: reason.value in holding for reason in Reason},
         )

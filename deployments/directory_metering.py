@@ -43,6 +43,7 @@ class Standing:
 
     groups: all there are. ready: group -> replicas, as of `cluster.snapshot.ready_replicas`.
     failed_starts: part -> since the Directory's start.
+    rows: since each router was first heard, so that a Directory that starts anew takes no totals for a rise.
     policy_silence_s: since the autoscaler was last heard; None where there is none.
     degraded: every reason of `/health` that does not keep requests from being answered, and whether it holds.
     """
