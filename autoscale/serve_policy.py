@@ -90,7 +90,8 @@ class ServePolicy:
         self._metering.asked()
         try:
             targets = self._tick(contexts, _now(), time.time())
-            self._complaint = ""
+            if targets is not None:
+                self._complaint = ""
         except Exception as error:
             self._metering.failed()
             self._tell_failure(repr(error))
@@ -98,18 +99,19 @@ class ServePolicy:
                 self._complaint = repr(error)
                 logger.exception("the policy failed; all targets stay as they are")
             targets = {}
+        targets = targets or {}
         return {key: targets[key.name] for key in contexts if key.name in targets}, {}
 
-    def _tick(self, contexts: Mapping[Any, Any], now: float, wall_s: float) -> dict[str, int]:
-        """Unit -> replicas. now: monotonic seconds; wall_s: Unix seconds, for schedules only."""
+    def _tick(self, contexts: Mapping[Any, Any], now: float, wall_s: float) -> dict[str, int] | None:
+        """Unit -> replicas; None where nothing was looked at. now: monotonic; wall_s: Unix, for schedules only."""
         if not contexts or 0 <= now - self._decided_at < PERIOD_S:
-            return {}
+            return None
         self._decided_at = now
         if self._link is None:
             self._link = ControllerLink(next(iter(contexts)).app_name, DIRECTORY, self._metering.tell)
         self._take_details(self._link.latest)
         if self._file is None or self._fleet is None or self._observer is None:
-            return {}
+            return None
         self._file.refresh()
         self._metering.file_is(self._file.error)
         spec = self._spec(self._file, wall_s, now)

@@ -316,7 +316,7 @@ def test_contexts_that_make_no_sense_are_logged_once_and_change_nothing(
     logging.getLogger("autoscale").parent = logging.getLogger()
     with caplog.at_level(logging.ERROR):
         for _ in range(20):
-            serve.now[0] += 1
+            serve.now[0] += SERVE_TICK_S  # every second call is between two decisions
             assert serve.policy(broken(serve.contexts())) == ({}, {})
     assert sum("the policy failed" in record.message for record in caplog.records) == 1
     load_for(serve, 8, "experts-0")
