@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 DIRECTORY = "Directory"
 PERIOD_S = 0.2
 """Decisions are made no more often: reports come every half second."""
+BUDGET_WAIT_S = 20.0
+"""What the cluster gives is read every 5 s, on Kubernetes every 15: from then on it is told that nobody knows it."""
 
 
 class ServePolicy:
@@ -70,6 +72,8 @@ class ServePolicy:
         self._complaint = ""
         self._metering = PolicyMetering()
         self._stalled: tuple[str, ...] = ()
+        self._unbudgeted_since: float | None = None
+        self._no_budget: tuple[str, ...] = ()
 
     @classmethod
     def check(cls, kwargs: Mapping[str, Any], config: AppConfig) -> list[str]:
@@ -114,14 +118,17 @@ class ServePolicy:
             return None
         self._file.refresh()
         self._metering.file_is(self._file.error)
-        spec = self._spec(self._file, wall_s, now)
+        scheduled = self._scheduled(self._file, wall_s)
         targets: dict[str, int] = {}
-        if spec is not None:
+        if scheduled is not None:
             units = {key.name: context for key, context in contexts.items()}
-            signals = self._signals(self._observer, self._fleet, spec, units, now)
-            decision = decide(signals, spec, self._fleet, self._state, now)
-            self._note(self._observer, self._fleet, spec, signals, decision, now)
-            self._remember(decision, now, wall_s)
+            # Whether or not something can be decided: signals are watched, and what is wrong is told.
+            signals = self._signals(self._observer, self._fleet, scheduled, units, now)
+            spec = self._budgeted(scheduled, self._fleet, now)
+            decision = Decision({}) if spec is None else decide(signals, spec, self._fleet, self._state, now)
+            self._note(self._observer, self._fleet, scheduled, signals, decision, now)
+            if spec is not None:
+                self._remember(decision, now, wall_s)
             targets = dict(decision.targets)
             self._prewarm(self._file, signals, now, wall_s)
             moving = any(context.target_num_replicas != context.current_num_replicas for context in units.values())
@@ -176,18 +183,26 @@ class ServePolicy:
         self._details = details
         self._leaving.details(details.stopping, details.asked_at)
 
-    def _spec(self, file: PolicyFile, wall_s: float, now: float) -> PolicySpec | None:
-        """The policy in force with the schedules of this moment and what the cluster gives; None for no decision."""
+    def _scheduled(self, file: PolicyFile, wall_s: float) -> PolicySpec | None:
+        """The policy in force with the schedules of this moment; None where there is none."""
         spec = file.spec
         if spec is None or self._fleet is None:
             return None
         self._under.follow(spec)
         if self._schedule is None or self._schedule[0] is not spec:
             self._schedule = (spec, Schedule(spec))
-        scheduled = self._schedule[1].in_force(datetime.fromtimestamp(wall_s, UTC))
-        budgeted = self._under.budgeted(scheduled, self._fleet, now)
-        if budgeted is None:
+        return self._schedule[1].in_force(datetime.fromtimestamp(wall_s, UTC))
+
+    def _budgeted(self, scheduled: PolicySpec, fleet: Fleet, now: float) -> PolicySpec | None:
+        """The same with what the cluster gives; None for no decision."""
+        budgeted = self._under.budgeted(scheduled, fleet, now)
+        if budgeted is not None:
+            self._unbudgeted_since = None
+        else:
             self._held_back = ()
+            self._unbudgeted_since = now if self._unbudgeted_since is None else min(now, self._unbudgeted_since)
+        lasting = self._unbudgeted_since is not None and now - self._unbudgeted_since > BUDGET_WAIT_S
+        self._no_budget = self._under.notes if lasting else ()
         return budgeted
 
     def _misfits(self, spec: PolicySpec) -> list[str]:
@@ -204,6 +219,7 @@ class ServePolicy:
             decisions=tuple(self._records),
             cluster=self._under.report(),
             stalled=self._stalled,
+            no_budget=self._no_budget,
         )
 
     def _tell_failure(self, failure: str) -> None:

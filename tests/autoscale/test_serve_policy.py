@@ -17,7 +17,7 @@ from autoscale import serve_policy, under
 from autoscale.cluster_budget import Given
 from autoscale.cluster_link import Wanted
 from autoscale.controller_link import Details
-from autoscale.serve_policy import ServePolicy
+from autoscale.serve_policy import BUDGET_WAIT_S, ServePolicy
 from cluster.decisions import PolicyReport
 from cluster.metering import Source
 from cluster.metrics import (
@@ -362,6 +362,29 @@ def test_a_budget_left_to_the_cluster_decides_nothing_before_it_is_known_and_bin
     load_for(serve, 120, "experts-0")
     assert serve.targets["experts-0"] == 2, "what is old still counts"
     assert "as the cluster was 2 min ago" in link_of(serve).reports[-1].held_back[0]
+
+
+def test_a_budget_that_stays_unknown_is_told_and_signals_are_watched_all_the_same(
+    policy_file: Path, monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster
+) -> None:
+    policy_file.write_text(POLICY.replace("{replicas: 4}", "{cpus: cluster}"))
+    serve = serve_with(policy_file, monkeypatch)
+    load_for(serve, BUDGET_WAIT_S / 2, "experts-0")
+    assert link_of(serve).reports[-1].no_budget == (), "it may still come"
+    levels = [told(serve).of(each, group="experts-0", pool="default") for each in (TARGET_REPLICAS, ACTUAL_REPLICAS)]
+    assert levels == [1, 1], "the autoscaler is seen"
+    load_for(serve, BUDGET_WAIT_S, "experts-0")
+    unknown = "budget.cpus: no decision, what the cluster can give is not known yet"
+    assert link_of(serve).reports[-1].no_budget == (unknown,)
+    frozen = serve.contexts()
+    for _ in range(30):
+        serve.now[0] += SERVE_TICK_S
+        serve.policy(frozen)
+    assert told(serve).of(SIGNAL_AGE_S, part="experts-0") > 2
+    assert "experts-0" in link_of(serve).reports[-1].stalled
+    cluster.latest = Given("ray", (Offer("a", 1, 0, 0.4),), serve.now[0], 12.3)
+    load_for(serve, 1, "experts-0")
+    assert link_of(serve).reports[-1].no_budget == ()
 
 
 def test_machines_are_asked_for_before_a_scheduled_peak(

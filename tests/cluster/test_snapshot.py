@@ -126,6 +126,7 @@ def test_decisions_and_the_state_of_the_policy_file_are_shown_as_the_autoscaler_
         "cluster": None,
         "failure": None,
         "stalled": [],
+        "no_budget": [],
     }
 
 
