@@ -33,6 +33,7 @@ from autoscale.policy_file import PolicyFile, check_against, read
 from autoscale.schedule import Schedule
 from autoscale.signals import ROUTER, Fleet, Signals, UnitCounts
 from autoscale.spec import PolicySpec
+from autoscale.stalls import Stalls
 from autoscale.under import Under
 from cluster.config import AppConfig, parse_args, resolve
 from cluster.decisions import KEPT_DECISIONS, DecisionRecord, PolicyReport
@@ -71,6 +72,7 @@ class ServePolicy:
         self._decided_at = float("-inf")
         self._complaint = ""
         self._metering = PolicyMetering()
+        self._stalls = Stalls()
         self._stalled: tuple[str, ...] = ()
         self._unbudgeted_since: float | None = None
         self._no_budget: tuple[str, ...] = ()
@@ -154,7 +156,7 @@ class ServePolicy:
     ) -> None:
         """What is told of a decision beside the decision."""
         ages = observer.ages(ROUTER, now)
-        self._stalled = tuple(part for part, age_s in ages.items() if age_s > spec.signals.max_age_s)
+        self._stalled = self._stalls.take(signals, ages, spec.signals.max_age_s, now)
         self._metering.decided(fleet, signals.counts, decision, ages)
 
     def _counts(self, name: str, context: Any) -> UnitCounts:
@@ -177,7 +179,7 @@ class ServePolicy:
             return
         if self._details is None or details.args != self._details.args:
             self._fleet = fleet_of(parse_args(details.args))
-            self._observer = Observer(self._fleet)
+            self._observer, self._stalls = Observer(self._fleet), Stalls()
             # Only now, because a policy can be judged only against the groups it is for.
             self._file = self._file or PolicyFile(resolve(self._name), clock=_now, check=self._misfits)
         self._details = details

@@ -44,7 +44,7 @@ class PolicyReport:
     error: why the file as it is now is not in force; None where it is. held_back: what it would do if it could.
     cluster: what the cluster under it gives, and what is wrong there; None where the policy asks nothing of it.
     failure: why the policy could not decide the last time; None where it could.
-    stalled: groups, or "Router", whose signals are too old for a decision.
+    stalled: groups, or "Router", whose signals are too old for a decision, or have long been missing.
     no_budget: why it is not known what the cluster gives, so that nothing is decided; empty where it is.
     """
 

@@ -274,6 +274,26 @@ def test_signals_that_stall_are_named_with_their_age_until_they_come_again(serve
     assert link_of(serve).reports[-1].stalled == ()
 
 
+def test_a_step_that_lasts_is_a_stall_although_every_report_is_new(serve: Serve) -> None:
+    load_for(serve, 4, "experts-0")
+    serve.loads["Router"]["running"] = 1.0  # and its steps do not rise
+    serve.run(2)
+    assert link_of(serve).reports[-1].stalled == ()
+    serve.run(4)
+    assert set(link_of(serve).reports[-1].stalled) == {"experts-0", "experts-1"}
+    assert told(serve).of(SIGNAL_AGE_S, part="experts-0") < 1
+
+
+def test_an_idle_cluster_and_replicas_that_come_are_no_stall(serve: Serve) -> None:
+    load_for(serve, 4, "experts-0")
+    reported = len(link_of(serve).reports)
+    for count in (2, 3):
+        serve.running["experts-0"] = serve.targets["experts-0"] = count
+        load_for(serve, 5, "experts-0", rows_per_s=0.0, share=0.0)
+    serve.run(10)
+    assert not any(report.stalled for report in link_of(serve).reports[reported:])
+
+
 def test_what_is_decided_is_counted_and_levels_follow_the_replicas(serve: Serve) -> None:
     load_for(serve, 8, "experts-0")
     now = told(serve)
