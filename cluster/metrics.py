@@ -129,7 +129,9 @@ READY_REPLICAS = _gauge(
     "group",
 )
 ROUTERS = _gauge("routers", "Routers the Directory hears of.")
-START_FAILURES = _counter("start_failures", "Replicas that could not start.", "part")
+START_FAILURES = _counter(
+    "start_failures", "Replicas that could not start; those that vanished are counted ten minutes later.", "part"
+)
 EXPERT_ROWS_PER_S = _gauge(
     "expert_rows_per_second",
     "Rows a second of the busiest experts of each layer; the rest of the layer is expert `other`. At most 600 series.",

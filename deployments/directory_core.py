@@ -104,9 +104,10 @@ class DirectoryCore:
             self._other_models.discard(router_id)
             del self._totals_heard[router_id]
         for failure in self._starts.vanished(now):
-            await self.report_failure(failure)
+            self._remember(failure)
         for failure in self._starts.forget(now):
             self._take_back(failure)
+            self._failed_starts[failure.part] += 1  # only now, since a count cannot be taken back
         await self._announce(before)
 
     async def view(self, known: Epoch | None, timeout_s: float) -> View:
@@ -144,8 +145,7 @@ class DirectoryCore:
 
     async def report_failure(self, failure: StartFailure) -> None:
         """A replica could not start. Remembered until one of the same deployment and model can."""
-        logger.warning("a replica of %s cannot start: %s", failure.deployment, failure.reason)
-        self._failures.setdefault(failure.part, deque(maxlen=KEPT_FAILURES)).append(failure)
+        self._remember(failure)
         self._failed_starts[failure.part] += 1
 
     async def report_loading(self, word: Loading) -> None:
@@ -236,6 +236,10 @@ class DirectoryCore:
         kept = [each for each in listed if each.digest != digest or deployment not in (None, each.deployment)]
         if kept:
             self._failures[part] = deque(kept, maxlen=KEPT_FAILURES)
+
+    def _remember(self, failure: StartFailure) -> None:
+        logger.warning("a replica of %s cannot start: %s", failure.deployment, failure.reason)
+        self._failures.setdefault(failure.part, deque(maxlen=KEPT_FAILURES)).append(failure)
 
     def _take_back(self, failure: StartFailure) -> None:
         listed = self._failures.get(failure.part, deque())
