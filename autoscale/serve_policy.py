@@ -33,6 +33,7 @@ from autoscale.policy_file import PolicyFile, check_against, read
 from autoscale.schedule import Schedule
 from autoscale.signals import ROUTER, Fleet, Signals, UnitCounts
 from autoscale.spec import PolicySpec
+from autoscale.stalls import Stalls
 from autoscale.under import Under
 from cluster.config import AppConfig, parse_args, resolve
 from cluster.decisions import KEPT_DECISIONS, DecisionRecord, PolicyReport
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 DIRECTORY = "Directory"
 PERIOD_S = 0.2
 """Decisions are made no more often: reports come every half second."""
+BUDGET_WAIT_S = 20.0
+"""What the cluster gives is read every 5 s, on Kubernetes every 15: from then on it is told that nobody knows it."""
 
 
 class ServePolicy:
@@ -69,7 +72,10 @@ class ServePolicy:
         self._decided_at = float("-inf")
         self._complaint = ""
         self._metering = PolicyMetering()
+        self._stalls = Stalls()
         self._stalled: tuple[str, ...] = ()
+        self._unbudgeted_since: float | None = None
+        self._no_budget: tuple[str, ...] = ()
 
     @classmethod
     def check(cls, kwargs: Mapping[str, Any], config: AppConfig) -> list[str]:
@@ -90,7 +96,8 @@ class ServePolicy:
         self._metering.asked()
         try:
             targets = self._tick(contexts, _now(), time.time())
-            self._complaint = ""
+            if targets is not None:
+                self._complaint = ""
         except Exception as error:
             self._metering.failed()
             self._tell_failure(repr(error))
@@ -98,28 +105,32 @@ class ServePolicy:
                 self._complaint = repr(error)
                 logger.exception("the policy failed; all targets stay as they are")
             targets = {}
+        targets = targets or {}
         return {key: targets[key.name] for key in contexts if key.name in targets}, {}
 
-    def _tick(self, contexts: Mapping[Any, Any], now: float, wall_s: float) -> dict[str, int]:
-        """Unit -> replicas. now: monotonic seconds; wall_s: Unix seconds, for schedules only."""
+    def _tick(self, contexts: Mapping[Any, Any], now: float, wall_s: float) -> dict[str, int] | None:
+        """Unit -> replicas; None where nothing was looked at. now: monotonic; wall_s: Unix, for schedules only."""
         if not contexts or 0 <= now - self._decided_at < PERIOD_S:
-            return {}
+            return None
         self._decided_at = now
         if self._link is None:
             self._link = ControllerLink(next(iter(contexts)).app_name, DIRECTORY, self._metering.tell)
         self._take_details(self._link.latest)
         if self._file is None or self._fleet is None or self._observer is None:
-            return {}
+            return None
         self._file.refresh()
         self._metering.file_is(self._file.error)
-        spec = self._spec(self._file, wall_s, now)
+        scheduled = self._scheduled(self._file, wall_s)
         targets: dict[str, int] = {}
-        if spec is not None:
+        if scheduled is not None:
             units = {key.name: context for key, context in contexts.items()}
-            signals = self._signals(self._observer, self._fleet, spec, units, now)
-            decision = decide(signals, spec, self._fleet, self._state, now)
-            self._note(self._observer, self._fleet, spec, signals, decision, now)
-            self._remember(decision, now, wall_s)
+            # Whether or not something can be decided: signals are watched, and what is wrong is told.
+            signals = self._signals(self._observer, self._fleet, scheduled, units, now)
+            spec = self._budgeted(scheduled, self._fleet, now)
+            decision = Decision({}) if spec is None else decide(signals, spec, self._fleet, self._state, now)
+            self._note(self._observer, self._fleet, scheduled, signals, decision, now)
+            if spec is not None:
+                self._remember(decision, now, wall_s)
             targets = dict(decision.targets)
             self._prewarm(self._file, signals, now, wall_s)
             moving = any(context.target_num_replicas != context.current_num_replicas for context in units.values())
@@ -145,7 +156,7 @@ class ServePolicy:
     ) -> None:
         """What is told of a decision beside the decision."""
         ages = observer.ages(ROUTER, now)
-        self._stalled = tuple(part for part, age_s in ages.items() if age_s > spec.signals.max_age_s)
+        self._stalled = self._stalls.take(signals, ages, spec.signals.max_age_s, now)
         self._metering.decided(fleet, signals.counts, decision, ages)
 
     def _counts(self, name: str, context: Any) -> UnitCounts:
@@ -168,24 +179,32 @@ class ServePolicy:
             return
         if self._details is None or details.args != self._details.args:
             self._fleet = fleet_of(parse_args(details.args))
-            self._observer = Observer(self._fleet)
+            self._observer, self._stalls = Observer(self._fleet), Stalls()
             # Only now, because a policy can be judged only against the groups it is for.
             self._file = self._file or PolicyFile(resolve(self._name), clock=_now, check=self._misfits)
         self._details = details
         self._leaving.details(details.stopping, details.asked_at)
 
-    def _spec(self, file: PolicyFile, wall_s: float, now: float) -> PolicySpec | None:
-        """The policy in force with the schedules of this moment and what the cluster gives; None for no decision."""
+    def _scheduled(self, file: PolicyFile, wall_s: float) -> PolicySpec | None:
+        """The policy in force with the schedules of this moment; None where there is none."""
         spec = file.spec
         if spec is None or self._fleet is None:
             return None
         self._under.follow(spec)
         if self._schedule is None or self._schedule[0] is not spec:
             self._schedule = (spec, Schedule(spec))
-        scheduled = self._schedule[1].in_force(datetime.fromtimestamp(wall_s, UTC))
-        budgeted = self._under.budgeted(scheduled, self._fleet, now)
-        if budgeted is None:
+        return self._schedule[1].in_force(datetime.fromtimestamp(wall_s, UTC))
+
+    def _budgeted(self, scheduled: PolicySpec, fleet: Fleet, now: float) -> PolicySpec | None:
+        """The same with what the cluster gives; None for no decision."""
+        budgeted = self._under.budgeted(scheduled, fleet, now)
+        if budgeted is not None:
+            self._unbudgeted_since = None
+        else:
             self._held_back = ()
+            self._unbudgeted_since = now if self._unbudgeted_since is None else min(now, self._unbudgeted_since)
+        lasting = self._unbudgeted_since is not None and now - self._unbudgeted_since > BUDGET_WAIT_S
+        self._no_budget = self._under.notes if lasting else ()
         return budgeted
 
     def _misfits(self, spec: PolicySpec) -> list[str]:
@@ -202,6 +221,7 @@ class ServePolicy:
             decisions=tuple(self._records),
             cluster=self._under.report(),
             stalled=self._stalled,
+            no_budget=self._no_budget,
         )
 
     def _tell_failure(self, failure: str) -> None:

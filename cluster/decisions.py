@@ -44,7 +44,8 @@ class PolicyReport:
     error: why the file as it is now is not in force; None where it is. held_back: what it would do if it could.
     cluster: what the cluster under it gives, and what is wrong there; None where the policy asks nothing of it.
     failure: why the policy could not decide the last time; None where it could.
-    stalled: groups, or "Router", whose signals are too old for a decision.
+    stalled: groups, or "Router", whose signals are too old for a decision, or have long been missing.
+    no_budget: why it is not known what the cluster gives, so that nothing is decided; empty where it is.
     """
 
     file: str
@@ -56,6 +57,7 @@ class PolicyReport:
     cluster: Mapping[str, Any] | None = None
     failure: str | None = None
     stalled: tuple[str, ...] = ()
+    no_budget: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The part of `/v1/cluster` beside the decisions."""
@@ -68,4 +70,5 @@ class PolicyReport:
             "cluster": self.cluster,
             "failure": self.failure,
             "stalled": list(self.stalled),
+            "no_budget": list(self.no_budget),
         }

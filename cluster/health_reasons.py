@@ -28,6 +28,7 @@ class Reason(StrEnum):
     POLICY = "policy"
     AUTOSCALER = "autoscaler"
     SIGNALS = "signals"
+    BUDGET = "budget"
     DIRECTORY_UPDATES = "directory_updates"
     SILENT_ROUTERS = "silent_routers"
 
@@ -59,6 +60,8 @@ def degraded(heard: Heard) -> dict[str, str]:
         if policy.stalled:
             parts = ", ".join(policy.stalled)
             found[Reason.SIGNALS] = f"nothing is decided by load, because signals are missing or old, of: {parts}"
+        if policy.no_budget:
+            found[Reason.BUDGET] = f"nothing is decided: {'; '.join(policy.no_budget)}"
     if heard.policy_silence_s is not None and heard.policy_silence_s > POLICY_SILENCE_S:
         found[Reason.AUTOSCALER] = f"the autoscaler has said nothing for {heard.policy_silence_s:.0f} s"
     if stale := {id: age_s for id, age_s in heard.view_age_s.items() if age_s > STALE_VIEW_S}:

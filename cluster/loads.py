@@ -58,6 +58,7 @@ class RecordedLoads:
         self._gone = {layer: np.zeros(experts, dtype=np.int64) for layer, experts in self._layers.items()}
         self._stopped: dict[str, None] = {}
         self._by_router: dict[str, ExpertRows] = {}
+        self._risen = self._zeros()
 
     def take(self, report: LoadReport) -> bool:
         """Take over a report. False: it is of another model, which is also one of the same shape and other weights."""
@@ -65,8 +66,11 @@ class RecordedLoads:
             return False
         if report.router in self._stopped:
             return True
-        known = self._by_router.pop(report.router, self._zeros())
-        rows = {layer: np.maximum(known[layer], report.rows[layer]) for layer in self._layers}
+        known = self._by_router.pop(report.router, None)
+        rows = report.rows
+        if known is not None:
+            rows = {layer: np.maximum(known[layer], report.rows[layer]) for layer in self._layers}
+            self._risen = {layer: self._risen[layer] + rows[layer] - known[layer] for layer in self._layers}
         self._by_router[report.router] = rows
         if report.last:
             self.fold(report.router)
@@ -94,6 +98,10 @@ class RecordedLoads:
             for layer, rows in each.items():
                 total[layer] += rows
         return total
+
+    def risen(self) -> ExpertRows:
+        """What has come since each router was first heard: no rows that were counted before this sum was kept."""
+        return self._risen  # replaced, never changed
 
     def _zeros(self) -> ExpertRows:
         return {layer: np.zeros(experts, dtype=np.int64) for layer, experts in self._layers.items()}

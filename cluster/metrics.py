@@ -123,9 +123,15 @@ FFN_S = _histogram("ffn_seconds", f"Computing one batch; {_SAMPLED}.", LAYER_SEC
 
 _DIRECTORY = Section("The cluster, as the Directory knows it", "Directory")
 REPLICAS = _gauge("replicas", "Expert replicas by state, as the Directory knows them.", "group", "pool", "state")
-READY_REPLICAS = _gauge("ready_replicas", "Replicas ready for rows; 0 is a group nobody serves.", "group")
+READY_REPLICAS = _gauge(
+    "ready_replicas",
+    "Replicas that answer requests, those of an old version until it has gone; 0 is a group nobody serves.",
+    "group",
+)
 ROUTERS = _gauge("routers", "Routers the Directory hears of.")
-START_FAILURES = _counter("start_failures", "Replicas that could not start.", "part")
+START_FAILURES = _counter(
+    "start_failures", "Replicas that could not start; those that vanished are counted ten minutes later.", "part"
+)
 EXPERT_ROWS_PER_S = _gauge(
     "expert_rows_per_second",
     "Rows a second of the busiest experts of each layer; the rest of the layer is expert `other`. At most 600 series.",

@@ -5,6 +5,7 @@ Knows no HTTP, no Serve and no clock. Numbers nobody has reported yet are null, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,10 +75,28 @@ def health(facts: ClusterFacts, view: View, routers: Collection[RouterStats]) ->
     return not missing, missing
 
 
+def ready_replicas(facts: ClusterFacts, view: View, routers: Collection[RouterStats]) -> dict[str, int]:
+    """Group -> replicas that requests can be answered with, by the rule of `health`: 0 is a group that it misses.
+
+    While a whole old version answers, its replicas stand in for those that do not serve yet. A group that the old one
+    does not have is left out until somebody serves it, since nobody misses it.
+    """
+    ready = {group: len(view.of(facts.digest).ready(group)) for group in facts.required}
+    if not all(ready.values()) and health(facts, view, routers)[0]:
+        old = {r.digest for r in routers if r.digest not in ("", facts.digest) and _answers(r, view)}
+        serving = Counter(r.group for digest in old for r in _serving(view, digest))
+        ready = {group: count or serving[group] for group, count in ready.items() if count or serving[group]}
+    return ready
+
+
 def _answers(router: RouterStats, view: View) -> bool:
     """Whether somebody serves every group of a router of an old version."""
-    serving = {r.group for r in view.of(router.digest).replicas if r.state is not State.JOINING}
-    return serving >= set(router.groups)
+    return {replica.group for replica in _serving(view, router.digest)} >= set(router.groups)
+
+
+def _serving(view: View, digest: str) -> list[Replica]:
+    """Those that old routers are answered by: replicas told to stop wait for them."""
+    return [replica for replica in view.of(digest).replicas if replica.state is not State.JOINING]
 
 
 def reasons(failures: Failures) -> dict[str, str]:

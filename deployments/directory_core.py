@@ -17,7 +17,7 @@ from cluster.decisions import PolicyReport
 from cluster.health_reasons import ROUTER_SILENCE_TOLD_S, Heard, Reason, degraded
 from cluster.loads import LoadReport, RecordedLoads
 from cluster.membership import Epoch, Membership, Replica, State, View
-from cluster.snapshot import ROUTER, ClusterFacts, cluster_snapshot, health, reasons
+from cluster.snapshot import ROUTER, ClusterFacts, cluster_snapshot, health, ready_replicas, reasons
 from cluster.stats import ReplicaStats, RouterStats, StartFailure
 from cluster.transport_totals import TransportTotals
 from deployments.directory_metering import Standing
@@ -104,9 +104,10 @@ class DirectoryCore:
             self._other_models.discard(router_id)
             del self._totals_heard[router_id]
         for failure in self._starts.vanished(now):
-            await self.report_failure(failure)
+            self._remember(failure)
         for failure in self._starts.forget(now):
             self._take_back(failure)
+            self._failed_starts[failure.part] += 1  # only now, since a count cannot be taken back
         await self._announce(before)
 
     async def view(self, known: Epoch | None, timeout_s: float) -> View:
@@ -144,8 +145,7 @@ class DirectoryCore:
 
     async def report_failure(self, failure: StartFailure) -> None:
         """A replica could not start. Remembered until one of the same deployment and model can."""
-        logger.warning("a replica of %s cannot start: %s", failure.deployment, failure.reason)
-        self._failures.setdefault(failure.part, deque(maxlen=KEPT_FAILURES)).append(failure)
+        self._remember(failure)
         self._failed_starts[failure.part] += 1
 
     async def report_loading(self, word: Loading) -> None:
@@ -218,11 +218,11 @@ class DirectoryCore:
         holding = self.degraded()
         return Standing(
             view=self._membership.view(),
-            digest=self._facts.digest,
+            ready=ready_replicas(self._facts, self._membership.view(), self._live_routers()),
             groups=self._facts.required,
             routers=len(self._routers),
             failed_starts=self._failed_starts,
-            rows=self._loads.totals(),
+            rows=self._loads.risen(),
             policy_silence_s=self._policy_silence_s(),
             degraded={reason.value: reason.value in holding for reason in Reason},
         )
@@ -236,6 +236,10 @@ class DirectoryCore:
         kept = [each for each in listed if each.digest != digest or deployment not in (None, each.deployment)]
         if kept:
             self._failures[part] = deque(kept, maxlen=KEPT_FAILURES)
+
+    def _remember(self, failure: StartFailure) -> None:
+        logger.warning("a replica of %s cannot start: %s", failure.deployment, failure.reason)
+        self._failures.setdefault(failure.part, deque(maxlen=KEPT_FAILURES)).append(failure)
 
     def _take_back(self, failure: StartFailure) -> None:
         listed = self._failures.get(failure.part, deque())

@@ -41,13 +41,15 @@ OTHER = "other"
 class Standing:
     """What the Directory knows at one moment.
 
-    groups: all there are. digest: of their model. failed_starts: part -> since the Directory's start.
+    groups: all there are. ready: group -> replicas, as of `cluster.snapshot.ready_replicas`.
+    failed_starts: part -> since the Directory's start.
+    rows: since each router was first heard, so that a Directory that starts anew takes no totals for a rise.
     policy_silence_s: since the autoscaler was last heard; None where there is none.
     degraded: every reason of `/health` that does not keep requests from being answered, and whether it holds.
     """
 
     view: View
-    digest: str
+    ready: Mapping[str, int]
     groups: Sequence[str]
     routers: int
     failed_starts: Mapping[str, int]
@@ -84,9 +86,8 @@ class DirectoryMetering:
             for state in State:
                 count = _count(now.view.replicas, group, pool, state)
                 meter.level(REPLICAS, count, group=group, pool=pool, state=state.value)
-        ours = now.view.of(now.digest)
-        for group in now.groups:
-            meter.level(READY_REPLICAS, len(ours.ready(group)), group=group)
+        for group, count in now.ready.items():
+            meter.level(READY_REPLICAS, count, group=group)
 
     def _tell_rows(self, meter: Meter, rows: ExpertRows) -> None:
         self._rate.take(self._clock(), _padded(rows))

@@ -336,7 +336,8 @@ AUTOSCALING = Board(
                 ),
                 Panel(
                     "Age of signals",
-                    "Since the last report of the most silent replica, or router. Above 5 s nothing is decided.",
+                    "Since the last report of the most silent replica, or router. Above `signals.max_age_s` of the "
+                    "policy nothing is decided for that part.",
                     "s",
                     (Query(level(m.SIGNAL_AGE_S, "part", "max"), "{{part}}"),),
                 ),

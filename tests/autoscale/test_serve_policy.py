@@ -17,7 +17,7 @@ from autoscale import serve_policy, under
 from autoscale.cluster_budget import Given
 from autoscale.cluster_link import Wanted
 from autoscale.controller_link import Details
-from autoscale.serve_policy import ServePolicy
+from autoscale.serve_policy import BUDGET_WAIT_S, ServePolicy
 from cluster.decisions import PolicyReport
 from cluster.metering import Source
 from cluster.metrics import (
@@ -274,6 +274,26 @@ def test_signals_that_stall_are_named_with_their_age_until_they_come_again(serve
     assert link_of(serve).reports[-1].stalled == ()
 
 
+def test_a_step_that_lasts_is_a_stall_although_every_report_is_new(serve: Serve) -> None:
+    load_for(serve, 4, "experts-0")
+    serve.loads["Router"]["running"] = 1.0  # and its steps do not rise
+    serve.run(2)
+    assert link_of(serve).reports[-1].stalled == ()
+    serve.run(4)
+    assert set(link_of(serve).reports[-1].stalled) == {"experts-0", "experts-1"}
+    assert told(serve).of(SIGNAL_AGE_S, part="experts-0") < 1
+
+
+def test_an_idle_cluster_and_replicas_that_come_are_no_stall(serve: Serve) -> None:
+    load_for(serve, 4, "experts-0")
+    reported = len(link_of(serve).reports)
+    for count in (2, 3):
+        serve.running["experts-0"] = serve.targets["experts-0"] = count
+        load_for(serve, 5, "experts-0", rows_per_s=0.0, share=0.0)
+    serve.run(10)
+    assert not any(report.stalled for report in link_of(serve).reports[reported:])
+
+
 def test_what_is_decided_is_counted_and_levels_follow_the_replicas(serve: Serve) -> None:
     load_for(serve, 8, "experts-0")
     now = told(serve)
@@ -316,7 +336,7 @@ def test_contexts_that_make_no_sense_are_logged_once_and_change_nothing(
     logging.getLogger("autoscale").parent = logging.getLogger()
     with caplog.at_level(logging.ERROR):
         for _ in range(20):
-            serve.now[0] += 1
+            serve.now[0] += SERVE_TICK_S  # every second call is between two decisions
             assert serve.policy(broken(serve.contexts())) == ({}, {})
     assert sum("the policy failed" in record.message for record in caplog.records) == 1
     load_for(serve, 8, "experts-0")
@@ -362,6 +382,29 @@ def test_a_budget_left_to_the_cluster_decides_nothing_before_it_is_known_and_bin
     load_for(serve, 120, "experts-0")
     assert serve.targets["experts-0"] == 2, "what is old still counts"
     assert "as the cluster was 2 min ago" in link_of(serve).reports[-1].held_back[0]
+
+
+def test_a_budget_that_stays_unknown_is_told_and_signals_are_watched_all_the_same(
+    policy_file: Path, monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster
+) -> None:
+    policy_file.write_text(POLICY.replace("{replicas: 4}", "{cpus: cluster}"))
+    serve = serve_with(policy_file, monkeypatch)
+    load_for(serve, BUDGET_WAIT_S / 2, "experts-0")
+    assert link_of(serve).reports[-1].no_budget == (), "it may still come"
+    levels = [told(serve).of(each, group="experts-0", pool="default") for each in (TARGET_REPLICAS, ACTUAL_REPLICAS)]
+    assert levels == [1, 1], "the autoscaler is seen"
+    load_for(serve, BUDGET_WAIT_S, "experts-0")
+    unknown = "budget.cpus: no decision, what the cluster can give is not known yet"
+    assert link_of(serve).reports[-1].no_budget == (unknown,)
+    frozen = serve.contexts()
+    for _ in range(30):
+        serve.now[0] += SERVE_TICK_S
+        serve.policy(frozen)
+    assert told(serve).of(SIGNAL_AGE_S, part="experts-0") > 2
+    assert "experts-0" in link_of(serve).reports[-1].stalled
+    cluster.latest = Given("ray", (Offer("a", 1, 0, 0.4),), serve.now[0], 12.3)
+    load_for(serve, 1, "experts-0")
+    assert link_of(serve).reports[-1].no_budget == ()
 
 
 def test_machines_are_asked_for_before_a_scheduled_peak(

@@ -14,6 +14,7 @@ CASES = {
     Reason.POLICY: (Heard(PolicyReport("p.yaml", failure="KeyError('x')")), "KeyError('x')"),
     Reason.AUTOSCALER: (Heard(FINE, policy_silence_s=POLICY_SILENCE_S + 1), "said nothing for 31 s"),
     Reason.SIGNALS: (Heard(PolicyReport("p.yaml", stalled=("experts-0", "Router"))), "of: experts-0, Router"),
+    Reason.BUDGET: (Heard(PolicyReport("p.yaml", no_budget=("budget.cpus: no decision",))), "decided: budget.cpus: no"),
     Reason.DIRECTORY_UPDATES: (Heard(view_age_s={"r2": STALE_VIEW_S + 1, "r1": 0.5}), "directory: r2 for 16 s"),
     Reason.SILENT_ROUTERS: (Heard(silent_s={"r1": 9.6}), "from routers: r1 for 10 s"),
 }

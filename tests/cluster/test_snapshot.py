@@ -8,7 +8,7 @@ from cluster.config import ExpertsSpec
 from cluster.decisions import DecisionRecord, PolicyReport
 from cluster.membership import Address, Epoch, Replica, State, View
 from cluster.placement import contiguous
-from cluster.snapshot import cluster_facts, cluster_snapshot, critical_shares, health, reasons
+from cluster.snapshot import cluster_facts, cluster_snapshot, critical_shares, health, ready_replicas, reasons
 from cluster.stats import REASON_CHARS, ReplicaStats, RouterStats, StartFailure
 
 DIGEST = "ab" * 32
@@ -126,6 +126,7 @@ def test_decisions_and_the_state_of_the_policy_file_are_shown_as_the_autoscaler_
         "cluster": None,
         "failure": None,
         "stalled": [],
+        "no_budget": [],
     }
 
 
@@ -212,6 +213,18 @@ def test_new_experts_do_not_help_an_old_router():
     view = View(Epoch("f00d", 1), new + old_experts(State.READY))
     assert health(facts_of(), view, [OLD_ROUTER]) == (False, ["router"])
     assert health(facts_of(), view, [OLD_ROUTER, RouterStats("new", digest=DIGEST)]) == (True, [])
+
+
+def test_replicas_of_an_old_version_are_ready_as_long_as_it_answers():
+    joining = (replica("new", "experts-0"), replica("new1", "experts-1", State.JOINING))
+    starting = View(Epoch("f00d", 1), old_experts(State.READY, State.DRAINING) + joining)
+    new = RouterStats("new", digest=DIGEST)
+    assert ready_replicas(facts_of(), starting, [OLD_ROUTER]) == {"experts-0": 1, "experts-1": 1}
+    assert ready_replicas(facts_of(), starting, [OLD_ROUTER, new]) == {"experts-0": 1, "experts-1": 1}
+    assert ready_replicas(facts_of(groups=4), starting, [OLD_ROUTER]) == {"experts-0": 1, "experts-1": 1}
+    assert ready_replicas(facts_of(), starting, [new]) == {"experts-0": 1, "experts-1": 0}
+    draining = View(Epoch("f00d", 1), (replica("a", "experts-0", State.DRAINING), replica("b", "experts-1")))
+    assert ready_replicas(facts_of(), draining, [new]) == {"experts-0": 0, "experts-1": 1}
 
 
 def test_parts_of_another_version_are_marked_in_the_snapshot_and_ours_are_not():

@@ -421,13 +421,14 @@ def test_routers_that_do_not_hear_from_the_directory_say_so(core):
     asyncio.run(story())
 
 
-def test_the_standing_counts_failed_starts_for_ever_and_sums_the_rows_of_all_routers(core):
+def test_the_standing_counts_failed_starts_for_ever_and_sums_what_routers_sent_since_they_were_first_heard(core):
     async def story():
         await core.report_failure(failure("no disk"))
         await core.report(replica("new"), ReplicaStats())
         assert core.reasons() == {}
-        for router in ("a", "b"):
-            await core.report_loads(LoadReport(router, {0: np.array([1, 2, 0, 0])}, digest=DIGEST))
+        for total in (1000, 1001):
+            for router in ("a", "b"):
+                await core.report_loads(LoadReport(router, {0: np.array([total, 2 * total, 0, 0])}, digest=DIGEST))
         now = core.standing()
         assert now.failed_starts == {"experts-0": 1}
         assert now.rows[0].tolist() == [2, 4, 0, 0]

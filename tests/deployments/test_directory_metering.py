@@ -44,8 +44,9 @@ class Directory:
     def standing(self) -> Standing:
         rows = {layer: totals.copy() for layer, totals in self.rows.items()}
         view = View(Epoch("one", 1), tuple(self.replicas))
-        facts = {"groups": ("experts-0", "experts-1"), "routers": 2, "failed_starts": {}, "rows": rows} | self.more
-        return Standing(view, DIGEST, **facts)  # type: ignore[arg-type]
+        groups = ("experts-0", "experts-1")
+        facts = {"groups": groups, "ready": {}, "routers": 2, "failed_starts": {}, "rows": rows} | self.more
+        return Standing(view, **facts)  # type: ignore[arg-type]
 
     def second(self, rows: Mapping[int, list[int]] | None = None) -> Recorder:
         """What is told after a second in which experts got so many rows more."""
@@ -84,8 +85,8 @@ def test_replicas_are_counted_by_state_and_those_that_are_gone_are_told_as_zero(
     assert directory.second().of(REPLICAS, group="experts-0", pool="h100", state="joining") == 0
 
 
-def test_only_replicas_that_can_answer_requests_of_this_model_are_ready(directory: Directory) -> None:
-    directory.replicas = [replica("a", digest="cd" * 32), replica("b", state=State.DRAINING), replica("c", "experts-1")]
+def test_ready_replicas_are_told_by_group(directory: Directory) -> None:
+    directory.more = {"ready": {"experts-0": 0, "experts-1": 1}}
     told = directory.second()
     assert told.of(READY_REPLICAS, group="experts-0") == 0
     assert told.of(READY_REPLICAS, group="experts-1") == 1

@@ -132,6 +132,16 @@ def test_one_that_was_only_silent_is_believed_when_it_speaks_again(story: Story)
     assert story.reasons_after(SILENCE_S + 1), "and missed again"
 
 
+def test_a_start_that_vanished_is_counted_once_it_cannot_be_disproved_any_more(story: Story) -> None:
+    story.say(WORD)
+    assert story.reasons_after(SILENCE_S + 1)
+    story.say(replace(WORD, n=2))
+    assert story.reasons_after(SILENCE_S + 1)
+    assert not story.core.standing().failed_starts
+    story.reasons_after(FORGET_S)
+    assert story.core.standing().failed_starts == {"experts-0": 1}
+
+
 def test_a_word_that_was_overtaken_says_nothing(story: Story) -> None:
     story.say(replace(WORD, n=3, over=True))
     story.say(replace(WORD, n=2))

@@ -57,6 +57,13 @@ def test_each_alert_fires_and_ends_in_a_test_and_says_what_to_do(rule: dict[str,
     assert len(rule["annotations"]["runbook"]) > 60
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule["alert"]))
+def test_each_alert_tells_clusters_apart(rule: dict[str, Any]) -> None:
+    grouped = re.findall(r"\b(?:by|on) \(([^)]*)\)", rule["expr"])
+    assert all(labels.startswith("namespace, ray_io_cluster, application") for labels in grouped)
+    assert grouped or rule["alert"] == "NothingPublished"
+
+
 def test_alerts_are_about_metrics_and_reasons_that_there_are() -> None:
     text = (FOLDER / "alerts.yaml").read_text() + (FOLDER / "alerts_test.yaml").read_text()
     named = set(re.findall(r"\bray_(expertscale_\w+)", text))
