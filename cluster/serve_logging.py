@@ -7,6 +7,7 @@ given as `extra` is in it; the terminal stays as people read it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 PACKAGES = ("cluster", "deployments", "autoscale")
 
@@ -30,15 +31,29 @@ def log_through_serve(*, access: bool = True) -> None:
 
 
 def about(*request_ids: str) -> dict[str, object]:
-    """The `extra` of a line about these HTTP requests. One is shown in text as well; in JSON all are, as keys.
+    """The `extra` of a line about these HTTP requests. Text shows one alone, see `several`; in JSON all are, as keys.
 
     Serve itself names the request where a line comes from the task that handles it, but not in other threads.
 
     >>> about("a"), about("a", "b", "a"), about("")
     ({'request_id': 'a'}, {'request_ids': ['a', 'b']}, {})
     """
-    known = list(dict.fromkeys(filter(None, request_ids)))
+    known = _known(request_ids)
     return {"request_ids": known} if len(known) > 1 else {"request_id": known[0]} if known else {}
+
+
+def several(*request_ids: str) -> str:
+    """What belongs into the message of such a line, for whoever reads or searches text.
+
+    >>> several("a", "b", "a"), several("a")
+    (' (x-request-id a, b)', '')
+    """
+    known = _known(request_ids)
+    return f" (x-request-id {', '.join(known)})" if len(known) > 1 else ""
+
+
+def _known(request_ids: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(filter(None, request_ids)))
 
 
 def _is_no_access(record: logging.LogRecord) -> bool:

@@ -36,32 +36,40 @@ class ConfigFile:
     args: AppConfig
 
     def encoding(self, environ: Mapping[str, str]) -> str:
-        """How log files are written: as `environ` says, else as the file's outer `logging_config` does.
+        """How log files are written: as is said first by `environ`, the file, its application; else as text.
 
         Raises:
             ConfigError: the variable holds another word.
         """
-        said = environ.get(ENCODING_VARIABLE) or (self.document.get("logging_config") or {}).get(
-            "encoding", ENCODINGS[0]
-        )
+        said = environ.get(ENCODING_VARIABLE) or self._outer_encoding()
+        application = self.document["applications"][0].get("logging_config") or {}
+        said = said or application.get("encoding") or ENCODINGS[0]
         if said not in ENCODINGS:
             raise ConfigError(f"{ENCODING_VARIABLE}: the value {said!r} is not allowed: use {' or '.join(ENCODINGS)}.")
         return str(said)
 
-    def derived(self, port: int, encoding: str) -> str:
+    def derived(self, port: int, environ: Mapping[str, str]) -> str:
         """The YAML text that is run: HTTP on loopback at `port` unless the file itself names a host.
 
-        encoding: of all log files. It is set wherever Serve would otherwise take another one.
+        What is said of all log files, by `environ` or the outer `logging_config`, is set wherever Serve would take
+        another encoding. Where nothing is, what an application or a deployment says of its own stays as it is.
         """
         document = copy.deepcopy(self.document)
         http = document.setdefault("http_options", {})
         http.setdefault("host", HOST)
         http["port"] = port
+        encoding = self.encoding(environ)
         [application] = document["applications"]
-        for each in (document, application, *(application.get("deployments") or [])):
+        everywhere = bool(environ.get(ENCODING_VARIABLE) or self._outer_encoding())
+        inner = (application, *(application.get("deployments") or [])) if everywhere else ()
+        for each in (document, *inner):
             if each.get("logging_config") is not None or (each is document and encoding != ENCODINGS[0]):
                 each["logging_config"] = {**(each.get("logging_config") or {}), "encoding": encoding}
         return yaml.safe_dump(document, sort_keys=False)
+
+    def _outer_encoding(self) -> str | None:
+        said = (self.document.get("logging_config") or {}).get("encoding")
+        return None if said is None else str(said)
 
     @property
     def application(self) -> str:

@@ -7,6 +7,7 @@ themselves; routers long-poll `view`. Nothing on the path of a token waits for i
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -123,7 +124,8 @@ class Directory:
     def _ensure_expiry(self) -> None:
         # Started by the first call, because only then is there a loop that it may belong to.
         if self._expiry is None or self._expiry.done():
-            self._expiry = asyncio.create_task(self._expire_forever())
+            # In a context of its own: that of the call would stamp the caller's request id on all its lines of the log.
+            self._expiry = asyncio.create_task(self._expire_forever(), context=contextvars.Context())
             self._publishing.start()
 
     async def _expire_forever(self) -> None:

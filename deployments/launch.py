@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
         return 1
     derived = project_root() / ".expertscale" / f"serve-{options.port}.yaml"
     derived.parent.mkdir(parents=True, exist_ok=True)
-    derived.write_text(file.derived(options.port, encoding))
+    derived.write_text(file.derived(options.port, os.environ))
     return _run(derived, options.port, file, encoding)
 
 

@@ -266,7 +266,6 @@ class ExpertServer:
             return encode(
                 Kind.RESULT, frame.sequence, digest8=digest8, queue_rows=queue_rows, compute_us=compute_us, body=output
             )
-        status, message = job.status, job.message
         if output is not None:
             try:
                 return encode(
@@ -281,9 +280,11 @@ class ExpertServer:
                     body=self._store(connection, frame.sequence, output),
                 )
             except Exception as error:
-                status, message = Status.FAILED, sentence(error)
-        body = message.encode()[:_MESSAGE_BYTES]
-        return encode(Kind.ERROR, frame.sequence, digest8=digest8, status=status, queue_rows=queue_rows, body=body)
+                # Into the job as well: whoever is told of it shall not take it for answered.
+                job.status, job.message = Status.FAILED, sentence(error)
+                log.warning("a result of layer %d could not be stored: %s", frame.layer, job.message)
+        body = job.message.encode()[:_MESSAGE_BYTES]
+        return encode(Kind.ERROR, frame.sequence, digest8=digest8, status=job.status, queue_rows=queue_rows, body=body)
 
     def _store(self, connection: Connection, sequence: int, rows: torch.Tensor) -> bytes:
         """Publish a result and hold it until the router releases it."""

@@ -99,7 +99,7 @@ class TracedTransport:
 
     def forget(self, call: Call, *, watched: bool = False) -> None:
         """So does nobody's waiting for it any more."""
-        self._settle(call)
+        self._settle(call, wanted=False)
         self._inner.forget(call, watched=watched)
 
     def retain(self, replica_ids: Collection[str]) -> None:
@@ -122,7 +122,7 @@ class TracedTransport:
     def end(self, error: Exception | None) -> None:
         """End it. Batches that nobody waits for any more are not watched further: their answers would be too late."""
         for call, _ in list(self._open.values()):
-            self._settle(call)
+            self._settle(call, wanted=False)
         if self._layer is not None:
             if error is not None:
                 fail(self._layer, type(error).__name__)
@@ -145,11 +145,12 @@ class TracedTransport:
         return span
 
     @harmless
-    def _settle(self, call: Call) -> None:
+    def _settle(self, call: Call, *, wanted: bool = True) -> None:
+        """wanted: somebody waited for it; else nobody has heard what became of it, done or not."""
         known = self._open.pop(id(call), None)
         if known is not None:
-            outcome = (FAILED if call.error else ANSWERED) if call.done else DROPPED
-            self._finish(known[1], outcome, call.error, call.transport)
+            outcome, error = (FAILED if call.error else ANSWERED, call.error) if wanted else (DROPPED, None)
+            self._finish(known[1], outcome, error, call.transport)
 
     @harmless
     def _finish(self, span: Span, outcome: str, error: Exception | None, transport: str = "") -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.telemetry import fail, harmless, parent, traceparent
 from deployments.generation import GenerationRequest
-from deployments.ingress.choices import Delta
 from deployments.ingress.clients import RouterClient
 from deployments.ingress.logged import LoggedGeneration
 
@@ -66,14 +65,6 @@ class TracedGeneration(LoggedGeneration):
         trace = traceparent(span)
         super().__init__(router, [replace(request, trace=trace) for request in requests], **others)
 
-    async def next(self) -> Delta | None:
-        """As of `Generation`; an error becomes the span's."""
-        try:
-            return await super().next()
-        except Exception as error:
-            fail(self._span, type(error).__name__)
-            raise
-
     async def aclose(self) -> None:
         """As of `Generation`; ends the span, once."""
         try:
@@ -90,4 +81,6 @@ class TracedGeneration(LoggedGeneration):
             self._span.set_attribute("gen_ai.usage.cache_read.input_tokens", usage.cached_tokens)
             reasons = [each.finish_reason for each in self.choices if each.finish_reason is not None]
             self._span.set_attribute("gen_ai.response.finish_reasons", reasons)
+            if self._error:  # as the log's line says: none that was got over, and no client that left
+                fail(self._span, self._error)
             self._span.end()

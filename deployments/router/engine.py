@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from cluster.errors import DeadlineError, EngineError, ExpertScaleError, RouterStoppingError
-from cluster.serve_logging import about
+from cluster.serve_logging import about, several
 from deployments.generation import GenerationRequest, TokenChunk
 from deployments.router.admission import Admission
 from deployments.router.experts_used import ExpertRecord
@@ -251,7 +251,8 @@ class Engine:
                 self.turn()
             except Exception as error:
                 # A defect of the engine itself. Everybody learns of it, and later requests get their chance.
-                logger.exception("the engine failed outside a step", extra=_about(self._owner.values()))
+                owners = dict.fromkeys(self._owner.values())
+                logger.exception("the engine failed outside a step: %s", _ids(owners), extra=_about(owners))
                 self._fail_all(EngineError(f"The engine failed: {type(error).__name__}."))
 
     def _await_work(self) -> bool:
@@ -287,7 +288,7 @@ class Engine:
             if self._tracing is not None:
                 self._tracing.failed(error)
             owners = dict.fromkeys(self._owner[sequence] for sequence in plan.sequences)
-            ids = ", ".join(owner.request.request_id for owner in owners)
+            ids = _ids(owners)
             if isinstance(error, ExpertScaleError):
                 logger.warning("a step failed, and with it %s: %s", ids, error, extra=_about(owners))
             else:
@@ -381,6 +382,12 @@ class Engine:
                 self._emit(live, copy.copy(error))
         for live in owners:
             self._release(live.sequences)
+
+
+def _ids(owners: Iterable[_Live]) -> str:
+    """As a message names them."""
+    requests = [owner.request for owner in owners]
+    return ", ".join(each.request_id for each in requests) + several(*(each.x_request_id for each in requests))
 
 
 def _about(owners: Iterable[_Live]) -> dict[str, object]:

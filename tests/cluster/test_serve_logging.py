@@ -16,6 +16,8 @@ from ray.serve._private.logging_utils import configure_component_logger
 from ray.serve.schema import LoggingConfig
 
 from cluster.serve_logging import PACKAGES, about, log_through_serve
+from deployments.router.engine import Engine
+from tests.deployments.router.fake_backbone import FakeBackbone, make_request
 
 Lines = Callable[[], list[str]]
 SERVE = logging.getLogger("ray.serve")
@@ -98,6 +100,19 @@ def test_text_shows_the_id_of_a_line_from_any_thread(tmp_path: Path) -> None:
         with_id, without = lines()
     assert with_id.endswith(" expertscale_Router abc an-id -- said")
     assert without.endswith(" expertscale_Router abc -- of nobody")
+
+
+def test_text_shows_every_id_of_a_line_about_several_requests(tmp_path: Path) -> None:
+    with logging_as("TEXT", tmp_path, ServeComponentType.REPLICA) as lines:
+        engine = Engine(FakeBackbone(), max_batch_tokens=8, max_sequences=8, max_queued_requests=8)
+        for name in ("one", "two"):
+            engine.submit(make_request([5], f"cmpl-{name}", x_request_id=f"order-{name}"), lambda _: None)
+        engine._backbone.before_forward = lambda _: 1 / 0  # type: ignore[attr-defined]
+        engine.turn()
+        [line, *_] = lines()
+    assert line.endswith(
+        " -- a step of 2 tokens failed, and with it cmpl-one, cmpl-two (x-request-id order-one, order-two)"
+    )
 
 
 @pytest.mark.parametrize(("access", "wanted"), [(True, ["CALL generate OK", "said"]), (False, ["said"])])

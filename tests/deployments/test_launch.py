@@ -71,18 +71,46 @@ def test_the_variable_goes_before_the_config_and_reaches_all_of_it(
     variable: str | None, config: dict[str, str], expected: str
 ) -> None:
     demo = config_file.read(DEMO)
-    assert "logging_config" not in yaml.safe_load(demo.derived(8000, "TEXT"))
+    assert "logging_config" not in yaml.safe_load(demo.derived(8000, {}))
     [application] = demo.document["applications"]
     own = {"name": "Router", "logging_config": {"log_level": "DEBUG", "encoding": "TEXT"}}
     document = {**demo.document, "applications": [{**application, "deployments": [own]}], "logging_config": config}
     file = config_file.ConfigFile(DEMO, document, demo.args)
-    encoding = file.encoding({} if variable is None else {config_file.ENCODING_VARIABLE: variable})
-    assert encoding == expected
-    derived = yaml.safe_load(file.derived(8000, encoding))
+    environ = {} if variable is None else {config_file.ENCODING_VARIABLE: variable}
+    assert file.encoding(environ) == expected
+    derived = yaml.safe_load(file.derived(8000, environ))
     assert derived.get("logging_config", {"encoding": "TEXT"}) == {"encoding": expected}
     [router] = derived["applications"][0]["deployments"]
-    assert router["logging_config"] == {"log_level": "DEBUG", "encoding": expected}
+    said = variable or config.get("encoding")
+    assert router["logging_config"] == {"log_level": "DEBUG", "encoding": expected if said else "TEXT"}
     assert document["logging_config"] == config
+
+
+@pytest.mark.parametrize(("variable", "expected"), [(None, "JSON"), ("TEXT", "TEXT")])
+def test_an_application_that_asks_for_json_has_it_unless_the_variable_says_otherwise(
+    variable: str | None, expected: str
+) -> None:
+    demo = config_file.read(DEMO)
+    [application] = demo.document["applications"]
+    own = {"name": "Router", "logging_config": {"encoding": "JSON"}}
+    said = {**application, "logging_config": {"encoding": "JSON"}, "deployments": [own]}
+    file = config_file.ConfigFile(DEMO, {**demo.document, "applications": [said]}, demo.args)
+    environ = {} if variable is None else {config_file.ENCODING_VARIABLE: variable}
+    assert file.encoding(environ) == expected
+    [derived] = yaml.safe_load(file.derived(8000, environ))["applications"]
+    assert derived["logging_config"] == derived["deployments"][0]["logging_config"] == {"encoding": expected}
+
+
+def test_a_deployment_alone_that_asks_for_json_keeps_it() -> None:
+    demo = config_file.read(DEMO)
+    [application] = demo.document["applications"]
+    own = {"name": "Router", "logging_config": {"encoding": "JSON"}}
+    document = {**demo.document, "applications": [{**application, "deployments": [own]}]}
+    file = config_file.ConfigFile(DEMO, document, demo.args)
+    assert file.encoding({}) == "TEXT", "of everything else"
+    derived = yaml.safe_load(file.derived(8000, {}))
+    assert derived["applications"][0]["deployments"] == [own]
+    assert "logging_config" not in derived
 
 
 def test_another_encoding_is_refused_in_a_sentence(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -15,15 +15,17 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from cluster import telemetry
 from cluster.errors import EngineError
 from deployments.generation import GenerationRequest, TokenChunk
+from deployments.ingress.errors import ClientGoneError
 from deployments.ingress.logged import LoggedGeneration
 from deployments.ingress.tracing import tracing
 from deployments.router.engine import Engine
 from deployments.router.outbox import generate
 from deployments.router.tracing import StepSpans, is_sampled
 from tests.deployments.ingress.fakes import http, make_service, says
+from tests.deployments.ingress.test_one_model import NEW, OLD, TWO, model_of
 from tests.deployments.router.fake_backbone import FakeBackbone
 from tests.otlp import ReceivedSpan, Receiver, receiving
-from tests.spans import BrokenTracer
+from tests.spans import BrokenTracer, KeptSpans
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
@@ -175,6 +177,39 @@ def test_a_failed_request_has_an_error_without_its_message(monkeypatch: pytest.M
         assert root.failed
         assert root.attributes["error.type"] == "EngineError"
         assert b"secret" not in receiver.payload
+
+
+def test_an_error_that_was_got_over_is_none_of_the_trace() -> None:
+    kept = KeptSpans()
+
+    async def call() -> int:
+        script = model_of(OLD, NEW, gone=OLD)  # all of it begins anew with the other model
+        async with http(make_service(script, tracer=kept.tracer)) as client:
+            return (await client.post("/v1/completions", json=TWO, headers=SAMPLED)).status_code
+
+    assert asyncio.run(call()) == 200
+    [root] = kept.ended
+    assert root.status.is_unset
+    assert "error.type" not in (root.attributes or {})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_left_is_no_error_of_the_trace(stream: bool) -> None:
+    kept = KeptSpans()
+
+    def gone(_: GenerationRequest) -> Iterator[TokenChunk | Exception]:
+        yield TokenChunk(0, (5,))
+        yield ClientGoneError()
+
+    async def call() -> None:
+        asked = {"model": "demo", "stream": stream} | body()
+        async with http(make_service(gone, tracer=kept.tracer)) as client:
+            with suppress(AssertionError):  # httpx misses the end of an answer that nobody was there to get
+                await client.post("/v1/completions", json=asked, headers=SAMPLED)
+
+    asyncio.run(call())
+    [root] = kept.ended
+    assert root.status.is_unset
 
 
 def test_a_tracer_that_is_broken_costs_no_request() -> None:

@@ -1,4 +1,4 @@
-"""The elastic demo with JSON logs: every line of every file one object, one id from the client to the router (30 s)."""
+"""The elastic demo with JSON logs: every line of every file one object, one id through proxy and ingress (30 s)."""
 
 from __future__ import annotations
 

@@ -16,6 +16,8 @@ CALLER = "00f067aa0ba902b7"
 TRACES = [f"4bf92f3577b34da6a3ce929d0e0e473{number}" for number in range(3)]
 BODY = {"model": "expertscale-demo", "prompt": "def main():", "max_tokens": 6, "temperature": 0}
 LAYERS, PER_TOKEN = 4, 2
+DECODED = 4
+"""Steps with a span: of five, the first four are sampled."""
 PARENTS = {
     "queue": {"text_completion expertscale-demo"},
     "prefill": {"text_completion expertscale-demo"},
@@ -53,11 +55,18 @@ def complete(server: Server, trace: str) -> httpx.Response:
 
 
 def whole(receiver: Receiver, trace: str) -> dict[str, ReceivedSpan] | None:
-    """All spans of a trace by id, once each scatter has its FFN and the root has come; every process sends its own."""
+    """All spans of a trace by id, once none is missing; every process sends its own, when it likes."""
     spans = {span.id: span for span in receiver.spans if span.trace == trace}
     names = Counter(span.name for span in spans.values())
-    has_root = any(span.parent == CALLER for span in spans.values())
-    return spans if has_root and names["prefill"] and names["ffn"] == names["scatter"] > 0 else None
+    orphans = [span.parent for span in spans.values() if span.parent not in spans]
+    complete = (
+        orphans == [CALLER]  # the root's
+        and names["prefill"] > 0
+        and names["decode"] == DECODED
+        and names["layer"] == LAYERS * (names["prefill"] + names["decode"])
+        and names["ffn"] == names["scatter"] > 0
+    )
+    return spans if complete else None
 
 
 def test_a_sampled_completion_is_one_trace_from_the_ingress_to_the_experts(server: Server, collector_port: int) -> None:
@@ -75,7 +84,7 @@ def test_a_sampled_completion_is_one_trace_from_the_ingress_to_the_experts(serve
                 assert above.start_ns <= span.start_ns <= span.end_ns <= above.end_ns
         named = {name: [span for span in spans.values() if span.name == name] for name in PARENTS}
         steps = [*named["prefill"], *named["decode"]]
-        assert len(named["decode"]) == 4, "of five, the first four are sampled"
+        assert len(named["decode"]) == DECODED
         assert len(named["layer"]) == LAYERS * len(steps)
         for layer in named["layer"]:
             tokens, rows = (layer.attributes[f"expertscale.{what}"] for what in ("tokens", "rows"))

@@ -388,14 +388,22 @@ def test_results_are_released_when_their_router_is_gone() -> None:
         assert sorted(map(str, codec.released)) == ["b'result-1'", "b'result-2'"]
 
 
-def test_a_router_may_hold_only_so_many_results() -> None:
+def test_a_router_may_hold_only_so_many_results(caplog: pytest.LogCaptureFixture) -> None:
     codec = Codec({b"rows": torch.ones(2, HIDDEN)})
-    with serving(references=codec, limits=ServerLimits(references=1)) as (server, _), wired(server) as wire:
+    told: list[Status] = []
+    options = {
+        "limits": ServerLimits(references=1),
+        "on_done": lambda jobs, _: told.extend(job.status for job in jobs),
+    }
+    with serving(references=codec, **options) as (server, _), wired(server) as wire:
         wire.join()
         for sequence in (1, 2):
             wire.send(reference(sequence, b"rows"))
             answer = wire.read()
         assert (answer.kind, answer.status) == (Kind.ERROR, Status.FAILED)
+        until(lambda: len(told) == 2)
+        assert told == [Status.OK, Status.FAILED]
+        assert "a result of layer 0 could not be stored: " in caplog.text
         assert len(codec.released) + server.stats().references == len(codec.rows) - 1
 
 

@@ -139,13 +139,14 @@ def test_a_late_batch_is_dropped_when_the_one_that_raced_it_is_answered() -> Non
     assert milliseconds(late)[1] == milliseconds(hedge)[1]
 
 
-def test_a_probe_is_no_hedge() -> None:
+@pytest.mark.parametrize("answer_s", [0.5, ROUND_TRIP_S / 2])
+def test_a_probe_is_no_hedge_and_nobody_waits_for_it(answer_s: float) -> None:
     router = Router(replica("a", speed=2e6), replica("b", speed=1e5), hedge_after=3.0)
     for _ in range(20):
         router.step(FIRST)
     router.dispatcher._peers.by_id["b"].failed("was slow", router.clock.now)
     router.clock.pass_until(router.clock.now + AVOID_S / 2)
-    router.behave("b", Behaviour(answer_s=0.5))
+    router.behave("b", Behaviour(answer_s=answer_s))
     traced = TracedRouter(router)
     router.step(FIRST)
     attempts = {said(span)["attempt"]: said(span) for span in traced.kept.named("scatter")}

@@ -185,7 +185,7 @@ def test_a_failed_step_is_logged_under_the_ids_of_its_requests(
     with caplog.at_level(logging.WARNING):
         run_until_idle(engine)
     [record] = [record for record in caplog.records if "failed" in record.getMessage()]
-    assert "a-0, a-1, b-0" in record.getMessage()
+    assert "a-0, a-1, b-0 (x-request-id one, two)" in record.getMessage(), "text shows no more than the message"
     assert vars(record)["request_ids"] == ["one", "two"]
 
 
@@ -458,8 +458,9 @@ def test_a_defect_of_the_engine_itself_fails_everybody_and_the_thread_survives(
     with Running(backbone) as engine, caplog.at_level(logging.ERROR):
         with monkeypatch.context() as patch:
             patch.setattr(engine._scheduler, "schedule", lambda: 1 / 0)
-            engine.submit(make_request([1]), receive)
+            engine.submit(make_request([1], "lost"), receive)
             assert ended.wait(30)
+        assert "the engine failed outside a step: lost\n" in caplog.text
         assert isinstance(inbox.error, EngineError)
         [result] = asyncio.run(gather(engine, [make_request([2], "after")]))
     assert result == expected(make_request([2]), backbone)
