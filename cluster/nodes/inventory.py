@@ -170,7 +170,7 @@ def node_pools(nodes: Iterable[Node]) -> tuple[NodePool, ...]:
 
 
 def offers(groups: Iterable[WorkerGroup], nodes: Iterable[Node] | None = None) -> tuple[Offer, ...]:
-    """What the worker groups offer; with `nodes` no more than their pods' requests and node selectors find room for now.
+    """What the worker groups offer; with `nodes` no more than these have room for by requests and selectors of pods.
 
     Groups that share nodes offer all of them each: `capacity` counts them once. Taints, affinities and what others run
     there are not looked at.
