@@ -32,7 +32,7 @@ class Link(Protocol):
     def want(self, wanted: Wanted) -> None: ...
 
 
-class Under:
+class ClusterSide:
     """notes: sentences on the budget, of the last tick."""
 
     def __init__(self) -> None:
