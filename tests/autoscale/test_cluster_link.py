@@ -8,7 +8,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -206,6 +206,65 @@ def test_a_tick_never_waits_for_a_server_that_does_not_answer(double: Kubernetes
             side.report()
         assert time.monotonic() - started < 1.0
     assert "no decision" in side.notes[0]
+
+
+def a_raised_cluster(double: KubernetesDouble, folder: Path) -> tuple[ClusterSide, Callable[[PolicySpec], None]]:
+    """(a policy's side of it, with machines raised by it, and its tick)"""
+    side = ClusterSide()
+    peak = policy(double, folder, schedule=ALWAYS, prewarm={"lead_s": 60})
+
+    def tick(spec: PolicySpec) -> None:
+        side.follow(spec)
+        side.budgeted(spec, FLEET, time.monotonic())
+        side.prewarm(spec, FLEET, SIGNALS, {}, time.monotonic(), datetime.now(UTC))
+
+    def raised() -> bool:
+        tick(peak)
+        return least(double) == 3
+
+    wait_for(raised, 15, "the raised minimum")
+    return side, tick
+
+
+def test_what_is_raised_is_let_go_where_the_place_leaves_the_policy_with_it(
+    double: KubernetesDouble, tmp_path: Path
+) -> None:
+    side, tick = a_raised_cluster(double, tmp_path)
+
+    def dropped() -> bool:
+        tick(PolicySpec(version=1))
+        return side._link is None
+
+    wait_for(dropped, 30, "the end of the link")
+    assert least(double) == 1
+
+
+def test_what_is_raised_is_let_go_where_the_policy_moves_to_another_place(
+    double: KubernetesDouble, tmp_path: Path
+) -> None:
+    side, tick = a_raised_cluster(double, tmp_path)
+    reached = {"kubeconfig": str(tmp_path / "kubeconfig"), "namespace": "prod", "rayservice": "another"}
+    moved = PolicySpec.model_validate({"version": 1, "kubernetes": reached, "prewarm": {"lead_s": 60}})
+
+    def let_go() -> bool:
+        tick(moved)
+        return not side._leaving
+
+    wait_for(let_go, 30, "the end of the link before")
+    assert least(double) == 1
+    assert side._link is not None
+
+
+def test_a_place_where_nobody_answered_is_left_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mistaken = Given("kubernetes", None, shown={"worker_groups": []}, troubles=("there is no rayservices 'demoo'",))
+    fake = SimpleNamespace(latest=mistaken, want=lambda _wanted: None)
+    monkeypatch.setattr(cluster_side, "ClusterLink", lambda _spec: fake)
+    side = ClusterSide()
+    for name in ("demoo", "demo", "demo"):
+        side.follow(
+            PolicySpec.model_validate({"version": 1, "prewarm": {"lead_s": 1}, "kubernetes": {"rayservice": name}})
+        )
+    assert side._leaving == []
 
 
 def test_another_place_in_the_policy_is_another_link(monkeypatch: pytest.MonkeyPatch) -> None:
