@@ -7,7 +7,7 @@ Named in the application's config:
       policy_kwargs: {policy_file: autoscale/policies/default.yaml}
 
 One tick: reload the policy file where it has changed, take in reports (`observer`), count replicas (`leaving`), decide
-(`policy`) within what the cluster gives (`under`), tell the Directory (`controller_link`). A tick never blocks and
+(`policy`) within what the cluster gives (`cluster_side`), tell the Directory (`controller_link`). It never blocks and
 never raises: an exception here would stop the update of every application of the controller. A deployment that is left
 out of the answer keeps what it has.
 """
@@ -23,6 +23,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from autoscale.cluster_side import ClusterSide
 from autoscale.controller_link import ControllerLink, Details
 from autoscale.fleet import fleet_of
 from autoscale.leaving import Leaving
@@ -34,7 +35,6 @@ from autoscale.schedule import Schedule
 from autoscale.signals import ROUTER, Fleet, Signals, UnitCounts
 from autoscale.spec import PolicySpec
 from autoscale.stalls import Stalls
-from autoscale.under import Under
 from cluster.config import AppConfig, parse_args, resolve
 from cluster.decisions import KEPT_DECISIONS, DecisionRecord, PolicyReport
 from cluster.errors import ConfigError
@@ -68,7 +68,7 @@ class ServePolicy:
         self._details: Details | None = None
         self._fleet: Fleet | None = None
         self._observer: Observer | None = None
-        self._under = Under()
+        self._cluster = ClusterSide()
         self._decided_at = float("-inf")
         self._complaint = ""
         self._metering = PolicyMetering()
@@ -149,7 +149,7 @@ class ServePolicy:
     def _prewarm(self, file: PolicyFile, signals: Signals, now: float, wall_s: float) -> None:
         if file.spec is not None and self._fleet is not None:
             at = datetime.fromtimestamp(wall_s, UTC)
-            self._under.prewarm(file.spec, self._fleet, signals, self._state.watched, now, at)
+            self._cluster.prewarm(file.spec, self._fleet, signals, self._state.watched, now, at)
 
     def _note(
         self, observer: Observer, fleet: Fleet, spec: PolicySpec, signals: Signals, decision: Decision, now: float
@@ -190,21 +190,21 @@ class ServePolicy:
         spec = file.spec
         if spec is None or self._fleet is None:
             return None
-        self._under.follow(spec)
+        self._cluster.follow(spec)
         if self._schedule is None or self._schedule[0] is not spec:
             self._schedule = (spec, Schedule(spec))
         return self._schedule[1].in_force(datetime.fromtimestamp(wall_s, UTC))
 
     def _budgeted(self, scheduled: PolicySpec, fleet: Fleet, now: float) -> PolicySpec | None:
         """The same with what the cluster gives; None for no decision."""
-        budgeted = self._under.budgeted(scheduled, fleet, now)
+        budgeted = self._cluster.budgeted(scheduled, fleet, now)
         if budgeted is not None:
             self._unbudgeted_since = None
         else:
             self._held_back = ()
             self._unbudgeted_since = now if self._unbudgeted_since is None else min(now, self._unbudgeted_since)
         lasting = self._unbudgeted_since is not None and now - self._unbudgeted_since > BUDGET_WAIT_S
-        self._no_budget = self._under.notes if lasting else ()
+        self._no_budget = self._cluster.notes if lasting else ()
         return budgeted
 
     def _misfits(self, spec: PolicySpec) -> list[str]:
@@ -217,9 +217,9 @@ class ServePolicy:
             version=file.version_hash,
             loaded_at=file.loaded_at,
             error=file.error,
-            held_back=(*self._under.notes, *self._held_back),
+            held_back=(*self._cluster.notes, *self._held_back),
             decisions=tuple(self._records),
-            cluster=self._under.report(),
+            cluster=self._cluster.report(),
             stalled=self._stalled,
             no_budget=self._no_budget,
         )

@@ -2,16 +2,17 @@
 
 What one machine of a worker group offers is what KubeRay tells Ray, in its order: `resources` of the group, then
 `rayStartParams`, then the limits, else the requests, of its first container. Which labels it has are the group's own.
+Kubernetes finds nodes by other numbers: what all containers of a pod request.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cluster.nodes.offers import ACCELERATOR_LABEL, PRICE_LABEL, Offer
+from cluster.nodes.offers import ACCELERATOR_LABEL, PRICE_LABEL, ROUNDING, Offer
 
 UNBOUNDED = 2**31 - 1
 """KubeRay's own default of `maxReplicas`."""
@@ -40,8 +41,22 @@ _SUFFIXES = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12} | {
 
 
 @dataclass(frozen=True)
+class Room:
+    """What a pod requests, or a node has for pods."""
+
+    gpus: float
+    cpus: float
+    memory_bytes: float
+
+    def fit(self, pod: Room) -> int:
+        """How many such pods have room here; 0 of those that request nothing, too."""
+        pairs = (self.gpus, pod.gpus), (self.cpus, pod.cpus), (self.memory_bytes, pod.memory_bytes)
+        return min((int(there / each + ROUNDING) for there, each in pairs if each > ROUNDING), default=0)
+
+
+@dataclass(frozen=True)
 class WorkerGroup:
-    """One worker group, or the head. gpus, cpus: of one replica of it, all its hosts together.
+    """One worker group, or the head. gpus, cpus: of one replica of it, all its hosts together. pod: of one host.
 
     minimum, maximum, replicas: as the RayCluster says. most: how many there can be. index: in `workerGroupSpecs`;
     None for the head. price_per_hour: None where no label says it. node_selector: of its pods.
@@ -55,6 +70,8 @@ class WorkerGroup:
     most: int
     gpus: float
     cpus: float
+    pod: Room
+    hosts: int = 1
     labels: Mapping[str, str] = field(default_factory=dict)
     price_per_hour: float | None = None
     node_selector: Mapping[str, str] = field(default_factory=dict)
@@ -79,12 +96,11 @@ class WorkerGroup:
 
 @dataclass(frozen=True)
 class Node:
-    """One node of the Kubernetes cluster. usable: ready, and open for new pods."""
+    """One node of the Kubernetes cluster. room: what it has for pods. usable: ready, and open for new pods."""
 
     name: str
     labels: Mapping[str, str]
-    gpus: float
-    cpus: float
+    room: Room
     usable: bool
 
 
@@ -133,8 +149,7 @@ def node_of(node: Mapping[str, Any]) -> Node:
     return Node(
         name=str(metadata.get("name")),
         labels=dict(metadata.get("labels") or {}),
-        gpus=_gpus(allocatable),
-        cpus=quantity(allocatable.get("cpu")),
+        room=_room(allocatable),
         usable=ready and not (node.get("spec") or {}).get("unschedulable"),
     )
 
@@ -143,35 +158,34 @@ def node_pools(nodes: Iterable[Node]) -> tuple[NodePool, ...]:
     """Nodes that have GPUs, those alike as one."""
     found: dict[tuple[str | None, str | None, float | None], list[Node]] = {}
     for node in nodes:
-        if node.gpus > 0:
+        if node.room.gpus > 0:
             kind = _first(node.labels, _POOL_LABELS), _first(node.labels, _ACCELERATOR_LABELS), price_of(node.labels)
             found.setdefault(kind, []).append(node)
     return tuple(
-        NodePool(*kind, len(alike), sum(node.usable for node in alike), sum(node.gpus for node in alike if node.usable))
+        NodePool(
+            *kind, len(alike), sum(node.usable for node in alike), sum(node.room.gpus for node in alike if node.usable)
+        )
         for kind, alike in sorted(found.items(), key=lambda pair: tuple(map(str, pair[0])))
     )
 
 
 def offers(groups: Iterable[WorkerGroup], nodes: Iterable[Node] | None = None) -> tuple[Offer, ...]:
-    """What the worker groups offer; with `nodes` no more than their pods' node selectors find machines for now.
+    """What the worker groups offer; with `nodes` no more than these have room for by requests and selectors of pods.
 
-    Each node is counted once, by the first group that its labels suit. Taints, affinities and what others run there are
-    not looked at.
+    Groups that share nodes offer all of them each: `capacity` counts them once. Taints, affinities and what others run
+    there are not looked at.
     """
-    groups = list(groups)
     if nodes is None:
         return tuple(group.offer for group in groups)
-    fits = {group.name: 0 for group in groups}
-    for node in nodes:
-        # The most particular first: a group that selects nothing takes what the others leave.
-        for group in sorted(groups, key=lambda group: -len(group.node_selector)):
-            here = Offer(node.name, 1, node.gpus, node.cpus).fit(group.gpus, group.cpus)
-            if node.usable and here and group.node_selector.items() <= node.labels.items():
-                fits[group.name] += here
-                break
-    return tuple(
-        Offer(group.name, min(group.most, fits[group.name]), group.gpus, group.cpus, group.labels) for group in groups
-    )
+    usable = [node for node in nodes if node.usable]
+    return tuple(_offer_by_nodes(group, usable) for group in groups)
+
+
+def _offer_by_nodes(group: WorkerGroup, nodes: Iterable[Node]) -> Offer:
+    suiting = (node for node in nodes if group.node_selector.items() <= node.labels.items())
+    pods = {node.name: fit for node in suiting if (fit := node.room.fit(group.pod))}
+    most = min(group.most, sum(pods.values()) // group.hosts)
+    return replace(group.offer, most=most, pods=pods, hosts=group.hosts)
 
 
 def price_of(labels: Mapping[str, str]) -> float | None:
@@ -203,6 +217,7 @@ def _group(spec: Mapping[str, Any], name: str, index: int | None, grows: bool) -
     if index is None:
         minimum = maximum = replicas = 1
     gpus, cpus = _resources(spec, pod)
+    requested = _requested(pod)
     return WorkerGroup(
         name=name,
         index=index,
@@ -212,6 +227,9 @@ def _group(spec: Mapping[str, Any], name: str, index: int | None, grows: bool) -
         most=0 if spec.get("suspend") else maximum if grows else replicas,
         gpus=hosts * gpus,
         cpus=hosts * cpus,
+        # What is not requested counts as Ray counts it.
+        pod=Room(requested.gpus or gpus, requested.cpus or cpus, requested.memory_bytes),
+        hosts=hosts,
         labels=labels,
         price_per_hour=price_of(labels),
         node_selector=dict(pod.get("nodeSelector") or {}),
@@ -229,6 +247,27 @@ def _resources(spec: Mapping[str, Any], pod: Mapping[str, Any]) -> tuple[float, 
         # Ray counts whole CPUs, rounded up, as KubeRay tells them.
         cpus = float(math.ceil(quantity(limits.get("cpu", requests.get("cpu"))) - 1e-9))
     return _gpus(limits) if gpus is None else gpus, cpus
+
+
+def _requested(pod: Mapping[str, Any]) -> Room:
+    """What Kubernetes finds a node for: all containers together, or one init container if that requests more."""
+    together = [_request(container) for container in pod.get("containers") or []]
+    alone = [_request(container) for container in pod.get("initContainers") or []]
+
+    def most(of: Callable[[Room], float]) -> float:
+        return max(sum(map(of, together)), max(map(of, alone), default=0.0))
+
+    return Room(most(lambda room: room.gpus), most(lambda room: room.cpus), most(lambda room: room.memory_bytes))
+
+
+def _request(container: Mapping[str, Any]) -> Room:
+    """Of a container; what only its limits say is requested, too."""
+    resources = container.get("resources") or {}
+    return _room({**(resources.get("limits") or {}), **(resources.get("requests") or {})})
+
+
+def _room(amounts: Mapping[str, Any]) -> Room:
+    return Room(_gpus(amounts), quantity(amounts.get("cpu")), quantity(amounts.get("memory")))
 
 
 def _stated(*values: Any) -> float | None:

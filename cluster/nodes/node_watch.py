@@ -1,7 +1,7 @@
 """The nodes of the cluster, listed once and then watched: in a thread of its own, as a watch blocks.
 
     list ──> watch from the version listed ──> events ──> (server ends it) watch on
-      ^            │ 410, the version is gone: list anew
+      ^            │ 410, the version is gone; ended at once; an odd object: list anew
       └── back-off ┴ anything else
 
 What was last known stays, with the moment it was last known to hold; the thread ends with the object it serves.
@@ -19,6 +19,8 @@ from cluster.nodes.inventory import Node, node_of
 
 WATCH_S = 30.0
 """How long one watch lasts: while nothing happens, its end is what shows that the nodes are still as they were."""
+SHORT_S = 0.5
+"""A watch without news that ends sooner was none: it must not be asked for in a loop."""
 
 
 class NodeWatch:
@@ -57,6 +59,10 @@ class NodeWatch:
             self._version = None if isinstance(trouble, ForbiddenTrouble) else self._version
             self.trouble = str(trouble)
             return self._backoff.failed(type(trouble))
+        except Exception as error:
+            self._version = None
+            self.trouble = f"what was read of nodes makes no sense: {error!r}"
+            return self._backoff.failed(type(error))
 
     def _list(self) -> None:
         listed, version = self._api.nodes()
@@ -66,6 +72,7 @@ class NodeWatch:
 
     def _watch(self, version: str) -> None:
         nodes = dict(self.nodes or {})
+        since, is_news = time.monotonic(), False
         for event in self._api.watch_nodes(version, self._watch_s):
             item = event["object"]
             self._version = str((item.get("metadata") or {}).get("resourceVersion") or self._version)
@@ -76,11 +83,15 @@ class NodeWatch:
                 else:
                     nodes[node.name] = node
                 # Replaced, not changed: readers hold the old one.
-                self.nodes = dict(nodes)
-            self.seen_at, self.trouble = time.monotonic(), None
-            self._backoff.succeeded()
+                self.nodes, is_news = dict(nodes), True
+                self.trouble = None
+                self._backoff.succeeded()
+            self.seen_at = time.monotonic()
             if self._stopped.is_set():
                 return
+        if not is_news and time.monotonic() - since < SHORT_S:
+            self._version = None
+            raise ApiTrouble("the API server ends each watch of nodes at once")
         self.seen_at = time.monotonic()
 
 

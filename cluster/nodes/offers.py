@@ -6,6 +6,8 @@ selectors, in Ray's words, where they may run.
     total   what all offers give together
     pool    what those give on which some replica of the pool may run. Pools that share machines share this, too: it
             bounds each of them, the total bounds them together.
+
+Offers that share nodes share them as pools do: each of them has all its nodes, together they have each node once.
 """
 
 from __future__ import annotations
@@ -26,13 +28,19 @@ Resource = Literal["gpus", "cpus"]
 
 @dataclass(frozen=True)
 class Offer:
-    """At most `most` machines alike. gpus, cpus: of one of them. labels: Ray's labels of its nodes."""
+    """At most `most` machines alike. gpus, cpus: of one of them. labels: Ray's labels of its nodes.
+
+    pods: node -> how many pods have room there while nothing else runs there; None where nodes do not bound them.
+    hosts: pods of one machine.
+    """
 
     name: str
     most: int
     gpus: float
     cpus: float
     labels: Mapping[str, str] = field(default_factory=dict)
+    pods: Mapping[str, int] | None = None
+    hosts: int = 1
 
     def fit(self, gpus: float, cpus: float) -> int:
         """How many replicas that take so much each fit one machine; 0 for what takes nothing, too."""
@@ -75,7 +83,24 @@ def capacity(offers: Iterable[Offer], resource: Resource, selectors: Mapping[str
 
 
 def _sum(having: Iterable[tuple[Offer, float]]) -> float:
-    return sum(offer.most * each for offer, each in having)
+    """What they give together. A node that several of them can use counts once."""
+    free: dict[str, float] = {}
+    total = 0.0
+    # The most particular first, and of those alike what makes most of a node: others take what these leave.
+    for offer, each in sorted(having, key=lambda pair: (len(pair[0].pods or ()), -pair[1])):
+        total += each * (offer.most if offer.pods is None else _placed(offer, offer.pods, free))
+    return total
+
+
+def _placed(offer: Offer, pods: Mapping[str, int], free: dict[str, float]) -> int:
+    """How many of its machines have room. free: node -> the share of it that is left, changed here; all if absent."""
+    placed = 0
+    for node, fit in pods.items():
+        left = free.get(node, 1.0)
+        here = min(offer.most * offer.hosts - placed, int(left * fit + ROUNDING))
+        free[node] = left - here / fit
+        placed += here
+    return placed // offer.hosts
 
 
 def _holds(wanted: str, value: str | None) -> bool:

@@ -8,7 +8,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from autoscale import cluster_link, under
+from autoscale import cluster_link, cluster_side
 from autoscale.capacity_spec import KubernetesSpec
 from autoscale.cluster_budget import Given
 from autoscale.cluster_link import ClusterLink, Wanted, ray_offers
+from autoscale.cluster_side import ClusterSide
 from autoscale.signals import Fleet, Signals, UnitFacts
 from autoscale.spec import PolicySpec
-from autoscale.under import Under
 from cluster.nodes import cluster_role, role
 from cluster.nodes.keeper import Prewarm
 from cluster.nodes.offers import Offer
@@ -131,27 +131,27 @@ def test_the_thread_ends_with_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_policy_of_numbers_makes_no_link_at_all() -> None:
-    below, spec = Under(), PolicySpec(version=1)
-    below.follow(spec)
-    assert below.budgeted(spec, FLEET, 0.0) is spec
-    assert below.report() is None
-    assert below._link is None
+    side, spec = ClusterSide(), PolicySpec(version=1)
+    side.follow(spec)
+    assert side.budgeted(spec, FLEET, 0.0) is spec
+    assert side.report() is None
+    assert side._link is None
 
 
 @pytest.mark.parametrize(("word", "gpus"), [("cluster", 4.0), ("nodes", 1.0)])
 def test_the_budget_is_what_kubernetes_gives(double: KubernetesDouble, tmp_path: Path, word: str, gpus: float) -> None:
     # One node with two GPUs, but CPUs for one pod of eight only.
-    below, spec = Under(), policy(double, tmp_path, budget={"gpus": word})
-    below.follow(spec)
+    side, spec = ClusterSide(), policy(double, tmp_path, budget={"gpus": word})
+    side.follow(spec)
 
     def numbers() -> PolicySpec | None:
-        below.follow(spec)
-        return below.budgeted(spec, FLEET, time.monotonic())
+        side.follow(spec)
+        return side.budgeted(spec, FLEET, time.monotonic())
 
     found = wait_for(numbers, 15, "a budget")
     assert found.budget.limits == {("gpus", None): gpus, ("gpus", "default"): gpus}
     assert numbers() is found, "the same object until something changes"
-    shown = below.report()
+    shown = side.report()
     assert shown is not None
     assert shown["source"] == "kubernetes"
     assert shown["worker_groups"][0]["max_replicas"] == 4
@@ -161,21 +161,21 @@ def test_the_budget_is_what_kubernetes_gives(double: KubernetesDouble, tmp_path:
 
 
 def test_a_peak_is_prewarmed_and_let_go_when_the_policy_ends_it(double: KubernetesDouble, tmp_path: Path) -> None:
-    below = Under()
+    side = ClusterSide()
     peak = policy(double, tmp_path, schedule=ALWAYS, prewarm={"lead_s": 60})
 
     def tick(spec: PolicySpec) -> None:
-        below.follow(spec)
-        below.budgeted(spec, FLEET, time.monotonic())
-        below.prewarm(spec, FLEET, SIGNALS, {}, time.monotonic(), datetime.now(UTC))
+        side.follow(spec)
+        side.budgeted(spec, FLEET, time.monotonic())
+        side.prewarm(spec, FLEET, SIGNALS, {}, time.monotonic(), datetime.now(UTC))
 
     def raised() -> bool:
         tick(peak)
         return least(double) == 3
 
     wait_for(raised, 15, "the raised minimum")
-    wait_for(lambda: (below.report() or {}).get("prewarmed"), 5, "the report")
-    assert (below.report() or {})["prewarmed"] == {"l4": {"from": 1, "to": 3}}
+    wait_for(lambda: (side.report() or {}).get("prewarmed"), 5, "the report")
+    assert (side.report() or {})["prewarmed"] == {"l4": {"from": 1, "to": 3}}
     only_budget = policy(double, tmp_path, budget={"gpus": "cluster"})
 
     def let_go() -> bool:
@@ -188,33 +188,92 @@ def test_a_peak_is_prewarmed_and_let_go_when_the_policy_ends_it(double: Kubernet
 
     def dropped() -> bool:
         tick(off)
-        return below._link is None
+        return side._link is None
 
     wait_for(dropped, 30, "the end of the link")
     assert least(double) == 1
 
 
 def test_a_tick_never_waits_for_a_server_that_does_not_answer(double: KubernetesDouble, tmp_path: Path) -> None:
-    below = Under()
+    side = ClusterSide()
     spec = policy(double, tmp_path, budget={"gpus": "cluster"}, schedule=ALWAYS, prewarm={"lead_s": 60})
     with double._changed:  # whoever asks now waits
         started = time.monotonic()
         for _ in range(100):
-            below.follow(spec)
-            assert below.budgeted(spec, FLEET, time.monotonic()) is None
-            below.prewarm(spec, FLEET, SIGNALS, {}, time.monotonic(), datetime.now(UTC))
-            below.report()
+            side.follow(spec)
+            assert side.budgeted(spec, FLEET, time.monotonic()) is None
+            side.prewarm(spec, FLEET, SIGNALS, {}, time.monotonic(), datetime.now(UTC))
+            side.report()
         assert time.monotonic() - started < 1.0
-    assert "no decision" in below.notes[0]
+    assert "no decision" in side.notes[0]
+
+
+def a_raised_cluster(double: KubernetesDouble, folder: Path) -> tuple[ClusterSide, Callable[[PolicySpec], None]]:
+    """(a policy's side of it, with machines raised by it, and its tick)"""
+    side = ClusterSide()
+    peak = policy(double, folder, schedule=ALWAYS, prewarm={"lead_s": 60})
+
+    def tick(spec: PolicySpec) -> None:
+        side.follow(spec)
+        side.budgeted(spec, FLEET, time.monotonic())
+        side.prewarm(spec, FLEET, SIGNALS, {}, time.monotonic(), datetime.now(UTC))
+
+    def raised() -> bool:
+        tick(peak)
+        return least(double) == 3
+
+    wait_for(raised, 15, "the raised minimum")
+    return side, tick
+
+
+def test_what_is_raised_is_let_go_where_the_place_leaves_the_policy_with_it(
+    double: KubernetesDouble, tmp_path: Path
+) -> None:
+    side, tick = a_raised_cluster(double, tmp_path)
+
+    def dropped() -> bool:
+        tick(PolicySpec(version=1))
+        return side._link is None
+
+    wait_for(dropped, 30, "the end of the link")
+    assert least(double) == 1
+
+
+def test_what_is_raised_is_let_go_where_the_policy_moves_to_another_place(
+    double: KubernetesDouble, tmp_path: Path
+) -> None:
+    side, tick = a_raised_cluster(double, tmp_path)
+    reached = {"kubeconfig": str(tmp_path / "kubeconfig"), "namespace": "prod", "rayservice": "another"}
+    moved = PolicySpec.model_validate({"version": 1, "kubernetes": reached, "prewarm": {"lead_s": 60}})
+
+    def let_go() -> bool:
+        tick(moved)
+        return not side._leaving
+
+    wait_for(let_go, 30, "the end of the link before")
+    assert least(double) == 1
+    assert side._link is not None
+
+
+def test_a_place_where_nobody_answered_is_left_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mistaken = Given("kubernetes", None, shown={"worker_groups": []}, troubles=("there is no rayservices 'demoo'",))
+    fake = SimpleNamespace(latest=mistaken, want=lambda _wanted: None)
+    monkeypatch.setattr(cluster_side, "ClusterLink", lambda _spec: fake)
+    side = ClusterSide()
+    for name in ("demoo", "demo", "demo"):
+        side.follow(
+            PolicySpec.model_validate({"version": 1, "prewarm": {"lead_s": 1}, "kubernetes": {"rayservice": name}})
+        )
+    assert side._leaving == []
 
 
 def test_another_place_in_the_policy_is_another_link(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     fake = SimpleNamespace(latest=None, want=lambda _wanted: None)
-    monkeypatch.setattr(under, "ClusterLink", lambda spec: made.append(spec) or fake)
-    below = Under()
+    monkeypatch.setattr(cluster_side, "ClusterLink", lambda spec: made.append(spec) or fake)
+    side = ClusterSide()
     for name in ("one", "one", "two"):
-        below.follow(
+        side.follow(
             PolicySpec.model_validate({"version": 1, "budget": {"gpus": "cluster"}, "kubernetes": {"rayservice": name}})
         )
     assert [spec.rayservice for spec in made] == ["one", "two"]

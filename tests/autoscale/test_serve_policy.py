@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autoscale import serve_policy, under
+from autoscale import cluster_side, serve_policy
 from autoscale.cluster_budget import Given
 from autoscale.cluster_link import Wanted
 from autoscale.controller_link import Details
@@ -357,7 +357,7 @@ class FakeCluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     made = FakeCluster()
-    monkeypatch.setattr(under, "ClusterLink", lambda _spec: made)
+    monkeypatch.setattr(cluster_side, "ClusterLink", lambda _spec: made)
     return made
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from autoscale.cluster_budget import Given, budget_of
+from autoscale.cluster_budget import Budget, Given, budget_of
 from autoscale.fleet import fleet_of
 from autoscale.spec import PolicySpec
-from cluster.nodes.inventory import HEAD, offers, worker_groups
+from cluster.nodes.inventory import HEAD, Node, node_of, offers, quantity, worker_groups
 from cluster.nodes.prewarm import Seat, machines, plan
 from tests.cluster.nodes.objects import raycluster, worker_group
 from tests.helm.charts import Document, ci, ray_service
@@ -51,16 +51,62 @@ def test_so_are_those_of_groups_written_otherwise(more: dict[str, Any]) -> None:
     agrees_with_ray({"spec": {"rayClusterConfig": raycluster("c", worker_group("a", 1, 3, **more))["spec"]}})
 
 
+def budget(service: Document, word: str, nodes: list[Node] | None = None) -> Budget:
+    """What a policy that leaves its budget to the cluster may use."""
+    fleet = fleet_of(args_of(service))
+    given = Given("kubernetes", offers(worker_groups(child(service)), nodes), at=0.0, by_nodes=nodes is not None)
+    takes_gpus = any(unit.gpus for unit in [*fleet.units.values(), *(unit for unit, _ in fleet.fixed)])
+    asked = {"gpus": word, "cpus": word} if takes_gpus else {"cpus": word}
+    return budget_of(PolicySpec.model_validate({"version": 1, "budget": asked}), fleet, given, 0.0)
+
+
+def machines_of(service: Document) -> list[Node]:
+    """For each pod there may be a node of the size that its limits are made for, less what the node itself needs."""
+    found = []
+    for group in child(service)["spec"]["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        limits = pod["containers"][0]["resources"]["limits"]
+        status = {
+            "allocatable": limits | {"cpu": quantity(limits["cpu"]) - 0.1},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        }
+        for number in range(group["maxReplicas"]):
+            metadata = {"name": f"{group['groupName']}-{number}", "labels": pod.get("nodeSelector", {})}
+            found.append(node_of({"metadata": metadata, "status": status}))
+    return found
+
+
 @pytest.mark.parametrize("values", CASES.values(), ids=CASES)
 def test_every_pool_has_machines(values: Document) -> None:
-    service = ray_service(values)
-    fleet = fleet_of(args_of(service))
-    given = Given("kubernetes", offers(worker_groups(child(service))), at=0.0)
-    takes_gpus = any(unit.gpus for unit in [*fleet.units.values(), *(unit for unit, _ in fleet.fixed)])
-    budget = {"gpus": "cluster", "cpus": "cluster"} if takes_gpus else {"cpus": "cluster"}
-    found = budget_of(PolicySpec.model_validate({"version": 1, "budget": budget}), fleet, given, 0.0)
+    found = budget(ray_service(values), "cluster")
     assert found.notes == ()
     assert found.amounts
+
+
+@pytest.mark.parametrize("values", CASES.values(), ids=CASES)
+def test_by_nodes_as_many_as_there_may_be_are_as_good_as_the_cluster(values: Document) -> None:
+    service = ray_service(values)
+    nodes = machines_of(service)
+    found = budget(service, "nodes", nodes)
+    assert found.notes == ()
+    assert found.amounts
+    together = budget(service, "cluster").amounts
+    assert together is not None
+    assert found.amounts["cpus", None] == together["cpus", None]
+    assert found.amounts.get(("gpus", None)) == together.get(("gpus", None))
+
+
+def test_by_nodes_routers_and_experts_share_the_pool_of_ack() -> None:
+    service = ray_service(ci("alibaba-cloud"))
+    nodes = [node for node in machines_of(service) if node.labels == {"expertscale.io/pool": "a10"}][:5]
+    assert [node.room.cpus for node in nodes] == [7.9] * 5
+    found = budget(service, "nodes", nodes)
+    assert found.amounts == {
+        ("gpus", None): 5,
+        ("gpus", "default"): 5,
+        ("cpus", None): 40,
+        ("cpus", "default"): 40,
+    }
 
 
 def test_the_mixed_fleet_s_budget_is_what_its_values_say_by_hand() -> None:

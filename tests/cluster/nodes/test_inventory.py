@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.nodes.inventory import HEAD, UNBOUNDED, NodePool, node_of, node_pools, offers, quantity, worker_groups
+from cluster.nodes.offers import capacity
 from tests.cluster.nodes.objects import node, raycluster, worker_group
 
 
@@ -112,10 +113,46 @@ def test_by_nodes_a_group_offers_what_its_node_selector_finds() -> None:
         node("e", 3),
         node("f", 0),
     ]
-    found = {offer.name: offer.most for offer in offers(groups, map(node_of, nodes))}
+    by_nodes = offers(groups, map(node_of, nodes))
+    found = {offer.name: offer.most for offer in by_nodes}
     # Two pods of 8 CPUs would take 16 of node a's 15.8: one fits. Node d has room for one pod of the two it could hold.
-    assert found == {"l4": 2, "h100": 1, "any": 1}
+    # What selects nothing has room on all with two GPUs, and all together use no node twice.
+    assert found == {"l4": 2, "h100": 1, "any": 3}
+    assert capacity(by_nodes, "gpus", {}).total == 2 * 1 + 1 * 4 + 1 * 2
     assert {offer.name: offer.most for offer in offers(groups)} == {"l4": 9, "h100": 1, "any": 9}
+
+
+def test_by_nodes_pods_are_placed_by_what_they_request() -> None:
+    group = worker_group("a", 0, 9)
+    pod = group["template"]["spec"]
+    pod["containers"][0]["resources"]["requests"] = {"cpu": "4", "memory": "20Gi"}
+    nodes = [node_of(node("n", 4))]
+    # Of 15.8 CPUs and 60 GiB: three, and of 8 CPUs each one.
+    assert offers([one(group)], nodes)[0].most == 3
+    assert one(group).cpus == 8, "Ray goes by the limits"
+    pod["containers"].append({"name": "beside", "resources": {"requests": {"cpu": "2"}}})
+    assert offers([one(group)], nodes)[0].most == 2
+    pod["initContainers"] = [{"name": "first", "resources": {"requests": {"cpu": "9"}}}]
+    assert offers([one(group)], nodes)[0].most == 1
+    pod["initContainers"][0]["resources"]["requests"] = {"memory": "61Gi"}
+    assert offers([one(group)], nodes)[0].most == 0
+
+
+def test_by_nodes_a_machine_of_several_hosts_takes_a_node_each() -> None:
+    group = one(worker_group("a", 0, 9, gpus=8, numOfHosts=2))
+    found = offers([group], [node_of(node(name, 8)) for name in "abc"])
+    assert found[0].most == 1
+    assert capacity(found, "gpus", {}).total == 16
+
+
+def test_groups_that_share_nodes_have_all_of_them_each_and_once_together() -> None:
+    # One of the first and four of the second run here.
+    shared = [worker_group(name, 1, most, node_selector={"kind": "l4"}) for name, most in (("r", 4), ("e", 6))]
+    groups = worker_groups(raycluster("c", *[group | {"labels": {"pool": group["groupName"]}} for group in shared]))
+    by_nodes = offers(groups, [node_of(node(name, 1, kind="l4")) for name in "abcde"])
+    found = capacity(by_nodes, "gpus", {"router": [{"pool": "r"}], "experts": [{"pool": "e"}], "both": [{}]})
+    assert found.total == 5
+    assert found.pools == {"router": 4, "experts": 5, "both": 5}
 
 
 junk = st.recursive(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -93,6 +96,70 @@ def test_an_outage_keeps_what_was_known_and_its_age(double: KubernetesDouble, ap
     double.put(node("b"))
     wait_for(lambda: names(watch) == {"a", "b"}, 15, "what came after the outage")
     assert watch.seen_at > seen_at
+    assert watch.trouble is None
+    watch.stop()
+
+
+class Scripted:
+    """An API whose lists and watches are those given, the last one again and again."""
+
+    def __init__(self, lists: list[Any], watches: list[Any]) -> None:
+        self.lists, self.watches = lists, watches
+        self.listed = self.watched = 0
+
+    def nodes(self) -> tuple[list[dict[str, Any]], str]:
+        self.listed += 1
+        return self.lists.pop(0) if len(self.lists) > 1 else self.lists[0], str(self.listed)
+
+    def watch_nodes(self, _version: str, _seconds: float) -> Iterator[dict[str, Any]]:
+        self.watched += 1
+        yield from self.watches.pop(0) if len(self.watches) > 1 else self.watches[0]
+
+
+def unstarted(api: Any, monkeypatch: pytest.MonkeyPatch) -> NodeWatch:
+    """Its turns are the test's."""
+    monkeypatch.setattr(threading.Thread, "start", lambda _self: None)
+    return NodeWatch(api)
+
+
+@pytest.mark.parametrize("events", [[], [{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}]])
+def test_watches_that_end_at_once_are_asked_for_ever_more_rarely(
+    monkeypatch: pytest.MonkeyPatch, events: list[Any]
+) -> None:
+    script = Scripted([[node("a")], [node("a"), node("b")]], [events])
+    watch = unstarted(script, monkeypatch)
+    assert [watch.turn() for _ in range(4)] == [1, 2, 4, 8]
+    assert "at once" in (watch.trouble or "")
+    assert names(watch) == {"a", "b"}, "lists go on"
+
+
+def test_an_odd_object_is_told_and_listed_anew_and_the_turns_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = {"type": "MODIFIED", "object": {"metadata": {"name": "a", "labels": "none"}}}
+    script = Scripted([[node("a")], ["odd"], [node("b")]], [[odd], [{"type": "ADDED", "object": node("c")}]])
+    watch = unstarted(script, monkeypatch)
+    assert watch.turn() == 1
+    assert "makes no sense" in (watch.trouble or "")
+    assert watch.turn() == 2, "so is an odd list"
+    assert names(watch) == {"a"}, "what was known stays"
+    assert watch.turn() == 0
+    assert (names(watch), watch.trouble) == ({"b", "c"}, None)
+
+
+def test_a_watch_that_is_refused_as_gone_at_its_start_is_listed_anew(
+    double: KubernetesDouble, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double.put(node("a"))
+    send, refused = Api._send, []
+
+    def refusing(self: Api, verb: str, *args: Any, **kwargs: Any) -> Any:
+        if verb == "watch" and not refused:
+            refused.append(verb)
+            raise self._trouble(SimpleNamespace(status=410, read=lambda: b"{}"), verb, "nodes", None)
+        return send(self, verb, *args, **kwargs)
+
+    monkeypatch.setattr(Api, "_send", refusing)
+    watch = NodeWatch(api)
+    wait_for(lambda: double.count("list", "nodes") == 2, 10, "the second list")
     assert watch.trouble is None
     watch.stop()
 

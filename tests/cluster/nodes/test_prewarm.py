@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.nodes.inventory import worker_groups
@@ -68,6 +68,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5), STEPS)
 def test_over_any_history_bounds_hold_and_a_person_s_value_returns(found: int, steps: list[tuple[str, int]]) -> None:
     """Whoever plans remembers nothing: every step reads the object anew, as after a restart."""

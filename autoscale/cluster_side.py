@@ -32,12 +32,13 @@ class Link(Protocol):
     def want(self, wanted: Wanted) -> None: ...
 
 
-class Under:
+class ClusterSide:
     """notes: sentences on the budget, of the last tick."""
 
     def __init__(self) -> None:
         self.notes: tuple[str, ...] = ()
         self._link: Link | None = None
+        self._leaving: list[Link] = []
         self._asked: KubernetesSpec | None = None
         self._outlook = Outlook()
         self._looked_at = float("-inf")
@@ -45,10 +46,17 @@ class Under:
         self._budgeted: tuple[PolicySpec, Mapping[Account, float], PolicySpec] | None = None
 
     def follow(self, spec: PolicySpec) -> None:
-        """The policy file in force: make or drop the link, as it wants one."""
-        if self._link is not None and self._asked != spec.kubernetes:
-            self._link = None
+        """The policy file in force: make or drop the link, as it wants one.
+
+        A link to a place that the file names no more stays until what it has raised there is let go: beside the new
+        one, where there is one, as it may never come to that.
+        """
+        self._leaving = [link for link in self._leaving if not _is_done(link.latest)]
         if spec.budget.asks or spec.prewarm is not None:
+            if self._link is not None and self._asked != spec.kubernetes:
+                self._link.want(Wanted(prewarm=ENDED))
+                self._leaving.append(self._link)
+                self._link = None
             if self._link is None:
                 self._link, self._asked = ClusterLink(spec.kubernetes), spec.kubernetes
                 self._link.want(_wanted(spec, None))
@@ -98,7 +106,16 @@ class Under:
             return None
         given = self._link.latest or Given("not known yet")
         read_at = None if given.read_at is None else round(given.read_at)
-        return {"source": given.source, "read_at": read_at, **given.shown, "troubles": list(given.troubles)}
+        troubles = list(given.troubles)
+        for link in self._leaving:
+            before = () if link.latest is None else link.latest.troubles
+            troubles += [f"where the policy was before, machines are not let go yet: {trouble}" for trouble in before]
+        return {"source": given.source, "read_at": read_at, **given.shown, "troubles": troubles}
+
+
+def _is_done(given: Given | None) -> bool:
+    """Whether nothing is left to be let go there: all is, or no worker group was ever read."""
+    return given is not None and (given.ended or not given.shown.get("worker_groups"))
 
 
 def _in_numbers(spec: PolicySpec, amounts: Mapping[Account, float]) -> PolicySpec:
