@@ -129,6 +129,8 @@ def test_budgets_cover_groups_with_pods_to_spare_and_say_a_number() -> None:
     documents = render(ci("mixed-gpu"))
     budgets = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "PodDisruptionBudget"}
     assert {name: spec["minAvailable"] for name, spec in budgets.items()} == {"mixed-a10g": 1, "mixed-l4": 3}
+    # Workers without Serve's proxy are never ready: counted as disrupted, they would make every drain wait for ever.
+    assert {spec["unhealthyPodEvictionPolicy"] for spec in budgets.values()} == {"AlwaysAllow"}
     templates = pods(only(documents, "RayService"))
     for name, spec in budgets.items():
         selected = [g for g, t in templates.items() if selects(spec["selector"], t["metadata"]["labels"])]
