@@ -202,6 +202,13 @@ def test_a_groups_pod_spec_is_laid_over_what_the_chart_makes() -> None:
     assert [toleration["key"] for toleration in group["tolerations"]] == ["nvidia.com/gpu"]
 
 
+@pytest.mark.parametrize("values", [*CASES.values(), NEEDED], ids=[*CASES, "the fewest values"])
+def test_the_image_is_one_that_infra_docker_says_how_to_build(values: Document) -> None:
+    built = set(re.findall(r"--tag expertscale:(\S+)", (ROOT / "infra" / "docker" / "README.md").read_text()))
+    images = {template["spec"]["containers"][0]["image"] for template in pods(ray_service(values)).values()}
+    assert {image.rpartition(":")[2] for image in images} <= built
+
+
 def test_pods_are_the_user_of_the_image_and_the_smallest_example_finds_its_model_in_it() -> None:
     image = (ROOT / "infra" / "docker" / "Dockerfile").read_text()
     values = ci("minimal-cpu")
