@@ -13,6 +13,7 @@ from tests.helm.test_network_policy import selects
 from tests.serving import ROOT
 
 CASES = {name.removesuffix("-values.yaml"): ci(name.removesuffix("-values.yaml")) for name in CI_FILES}
+INGRESS: Document = {"enabled": True, "hosts": [{"host": "llm.example.com", "paths": [{"path": "/"}]}]}
 
 
 def _specs(documents: list[Document]) -> list[Document]:
@@ -129,6 +130,8 @@ def test_budgets_cover_groups_with_pods_to_spare_and_say_a_number() -> None:
     documents = render(ci("mixed-gpu"))
     budgets = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "PodDisruptionBudget"}
     assert {name: spec["minAvailable"] for name, spec in budgets.items()} == {"mixed-a10g": 1, "mixed-l4": 3}
+    # Workers without Serve's proxy are never ready: counted as disrupted, they would make every drain wait for ever.
+    assert {spec["unhealthyPodEvictionPolicy"] for spec in budgets.values()} == {"AlwaysAllow"}
     templates = pods(only(documents, "RayService"))
     for name, spec in budgets.items():
         selected = [g for g, t in templates.items() if selects(spec["selector"], t["metadata"]["labels"])]
@@ -136,7 +139,7 @@ def test_budgets_cover_groups_with_pods_to_spare_and_say_a_number() -> None:
 
 
 def test_the_service_of_the_api_is_what_ingress_and_route_point_to() -> None:
-    documents = render(merged(ci("mixed-gpu"), {"ingress": ci("aws")["ingress"], "serve": {"port": 8123}}))
+    documents = render(merged(ci("mixed-gpu"), {"ingress": INGRESS, "serve": {"port": 8123}}))
     service = only(documents, "RayService")
     assert service["spec"]["serveService"]["spec"]["ports"] == [{"name": "serve", "port": 8123}]
     expected = {"name": "mixed-serve-svc", "port": 8123}
@@ -155,6 +158,19 @@ def test_the_model_comes_from_object_storage_before_ray_starts() -> None:
         assert env["MODEL_DIR"] == "/models/checkpoint"
         assert {"name": "model", "mountPath": "/models"} in fetch["volumeMounts"]
         assert {"name": "model", "emptyDir": {"sizeLimit": "120Gi"}} in template["spec"]["volumes"]
+        # So that Kubernetes puts no more copies on a node than its disk holds.
+        assert template["spec"]["containers"][0]["resources"]["requests"]["ephemeral-storage"] == "120Gi"
+
+
+def test_room_for_the_model_is_asked_for_where_it_is_copied_unless_the_values_say_how_much() -> None:
+    own: Document = {"head": {"resources": {"requests": {"ephemeral-storage": "50Gi"}}}}
+    head = pods(ray_service(merged(ci("aws"), own)))["head"]["spec"]["containers"][0]
+    assert head["resources"]["requests"]["ephemeral-storage"] == "50Gi"
+    assert (
+        head["resources"]["limits"]
+        == pods(ray_service(ci("aws")))["head"]["spec"]["containers"][0]["resources"]["limits"]
+    )
+    assert "ephemeral-storage" not in str(pods(ray_service(ci("mixed-gpu"))))
 
 
 def test_a_claim_of_the_charts_own_outlives_the_release() -> None:
@@ -198,6 +214,13 @@ def test_a_groups_pod_spec_is_laid_over_what_the_chart_makes() -> None:
     assert group["topologySpreadConstraints"][0]["maxSkew"] == 1
     assert group["nodeSelector"] == {"expertscale.io/pool": "l4", "expertscale.io/capacity": "spot"}
     assert [toleration["key"] for toleration in group["tolerations"]] == ["nvidia.com/gpu"]
+
+
+@pytest.mark.parametrize("values", [*CASES.values(), NEEDED], ids=[*CASES, "the fewest values"])
+def test_the_image_is_one_that_infra_docker_says_how_to_build(values: Document) -> None:
+    built = set(re.findall(r"--tag expertscale:(\S+)", (ROOT / "infra" / "docker" / "README.md").read_text()))
+    images = {template["spec"]["containers"][0]["image"] for template in pods(ray_service(values)).values()}
+    assert {image.rpartition(":")[2] for image in images} <= built
 
 
 def test_pods_are_the_user_of_the_image_and_the_smallest_example_finds_its_model_in_it() -> None:

@@ -99,6 +99,10 @@ CONTRADICTIONS: dict[str, tuple[Document, str]] = {
         'model.path: "/data/x" does not lie below model.volume.mountPath, "/models"',
     ),
     "object storage without an address": (S3, "model.volume.objectStorage.uri: it is needed"),
+    "object storage with a placeholder": (
+        {"model": {"volume": {"objectStorage": {"uri": "s3://models/CHECKPOINT"}}}},
+        '"s3://models/CHECKPOINT" ends in a placeholder; name the checkpoint\'s folder',
+    ),
     "object storage without an image": (S3, "model.volume.objectStorage.image: it is needed"),
     "object storage without a command": (S3, "model.volume.objectStorage.command: it is needed"),
     "a Redis of ours without a password": (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helm.charts import CHART, Document, ci, merged, ray_service, render, texts
-from tests.helm.upgrades import new_cluster_because, not_carried_over
+from tests.helm.upgrades import appends, new_cluster_because, not_carried_over
 
 START = ci("mixed-gpu")
 L40S: Document = {
@@ -82,6 +82,19 @@ def test_counts_are_not_carried_over_to_the_running_cluster() -> None:
     before, after = changed(lambda values: groups(values)[0].update(minReplicas=5, maxReplicas=20))
     assert sorted(not_carried_over(before, after)) == ["l4.maxReplicas", "l4.minReplicas", "l4.replicas"]
     assert new_cluster_because(before, after) == []
+
+
+def test_a_group_appended_puts_all_counts_back_to_the_values() -> None:
+    """What was patched in the running cluster, by hand or by pre-warming, goes with it; the README says so."""
+    before, after = changed(lambda values: (groups(values)[0].update(maxReplicas=20), groups(values).append(L40S)))
+    assert new_cluster_because(before, after) == []
+    assert appends(before, after)
+    assert not_carried_over(before, after) == []
+    [row] = [
+        line for line in (CHART / "README.md").read_text().splitlines() if line.startswith("| worker groups appended")
+    ]
+    assert "go back to the values" in row
+    assert "pre-warming" in row
 
 
 def test_an_edit_of_the_policy_changes_the_config_map_and_nothing_else() -> None:

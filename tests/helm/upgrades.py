@@ -1,8 +1,9 @@
 """What KubeRay does when a RayService changes: the running cluster goes on, or a second one is built beside it.
 
-The operator compares hashes of `rayClusterConfig`, leaving out counts of worker groups, which it never carries over to
-the running cluster; groups appended at the end are added to it. Everything else makes a new cluster. Written from
-KubeRay's documentation and source as of 1.7; no operator runs here.
+The operator compares hashes of `rayClusterConfig`, leaving out counts of worker groups: a change of counts alone is not
+carried over to the running cluster. Groups appended at the end are, and with them the whole new config: spec and
+annotations of the running cluster are replaced. Everything else makes a new one. Written from KubeRay's documentation
+and source as of 1.7; no operator runs here.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ def new_cluster_because(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def not_carried_over(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Counts of groups in both that differ: the running cluster keeps the old ones until they are changed there."""
+    """Counts of groups in both that differ: the running cluster keeps the old ones until they are changed there.
+
+    None where groups are appended: then all counts are the new values', whatever the running cluster had.
+    """
+    if appends(old, new):
+        return []
     old_groups = {group["groupName"]: group for group in _cluster(old)["workerGroupSpecs"]}
     new_groups = {group["groupName"]: group for group in _cluster(new)["workerGroupSpecs"]}
     return [
@@ -41,6 +47,11 @@ def not_carried_over(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for key in COUNTS
         if old_groups[name].get(key) != new_groups[name].get(key)
     ]
+
+
+def appends(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether `new` has groups behind those of `old`: the running cluster's spec is then replaced by the new one's."""
+    return len(_cluster(new)["workerGroupSpecs"]) > len(_cluster(old)["workerGroupSpecs"])
 
 
 def _cluster(service: dict[str, Any]) -> dict[str, Any]:

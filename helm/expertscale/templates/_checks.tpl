@@ -43,6 +43,9 @@ Those marked (KubeRay) are rules of its operator, which would otherwise refuse t
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if hasSuffix "/CHECKPOINT" $volume.objectStorage.uri -}}
+{{- $faults = append $faults (printf "model.volume.objectStorage.uri: %q ends in a placeholder; name the checkpoint's folder." $volume.objectStorage.uri) -}}
+{{- end -}}
 {{- if not .Values.security.clusterKey.existingSecret -}}
 {{- $faults = append $faults "security.clusterKey.existingSecret: a Secret with the key of routers and expert replicas is needed; `kubectl create secret generic NAME --from-literal=cluster-key=$(openssl rand -hex 32)` makes one." -}}
 {{- end -}}

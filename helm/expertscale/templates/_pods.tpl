@@ -176,7 +176,7 @@ spec:
         {{- end }}
         - {name: metrics, containerPort: 8080}
         - {name: serve, containerPort: {{ $root.Values.serve.port }}}
-      resources: {{- toYaml .group.resources | nindent 8 }}
+      resources: {{- include "expertscale.resources" . | nindent 8 }}
       securityContext: {{- toYaml $root.Values.securityContext | nindent 8 }}
       readinessProbe:
         httpGet: {{ $head | ternary (dict "path" "/api/local_raylet_healthz" "port" 52365) (dict "path" "/-/healthz" "port" "serve") | toJson }}
@@ -188,6 +188,18 @@ spec:
         {{- include "expertscale.mounts" $root | nindent 8 }}
   volumes:
     {{- include "expertscale.volumes" $root | nindent 4 }}
+{{- end -}}
+
+{{/* A group's resources, with room on the node's disk for the checkpoint where it is copied. root, group. */}}
+{{- define "expertscale.resources" -}}
+{{- $resources := deepCopy .group.resources -}}
+{{- with .root.Values.model.volume.objectStorage -}}
+{{- if .enabled -}}
+{{- $requests := merge (deepCopy (default dict $resources.requests)) (dict "ephemeral-storage" .sizeLimit) -}}
+{{- $_ := set $resources "requests" $requests -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $resources -}}
 {{- end -}}
 
 {{/* The same with `podSpec` of the group laid over it. */}}

@@ -7,13 +7,24 @@ locals {
     ]
   }
 
+  gpus = { for pool, nodes in local.pools : pool => sum([for each in nodes : each.max_nodes * each.gpus_per_node]) }
+
+  # Of one GPU for an hour, as a pod has one: the dearest of the node pools that say a price.
+  prices = {
+    for pool, nodes in local.pools : pool => [for each in nodes : tonumber(each.price_per_hour) / each.gpus_per_node if each.price_per_hour != null]
+  }
+  price_labels = {
+    for pool, prices in local.prices : pool => length(prices) == 0 ? {} : { "expertscale.io/price-per-hour" = format("%.4f", max(prices...)) }
+  }
+
   # One pod per GPU. Pods of one group are equal: pod_cpu and pod_memory of its first node pool, by name, hold for all.
+  # What routers have of a pool's GPUs, experts cannot have as well.
   worker_groups = {
     for pool, nodes in local.pools : pool => {
       name         = pool
-      minReplicas  = sum([for each in nodes : each.min_nodes * each.gpus_per_node])
-      maxReplicas  = sum([for each in nodes : each.max_nodes * each.gpus_per_node])
-      labels       = { "expertscale.io/pool" = pool, "ray.io/accelerator-type" = nodes[0].gpu }
+      minReplicas  = max(0, sum([for each in nodes : each.min_nodes * each.gpus_per_node]) - (pool == var.router_pool ? 1 : 0))
+      maxReplicas  = local.gpus[pool] - (pool == var.router_pool ? var.router_max : 0)
+      labels       = merge({ "expertscale.io/pool" = pool, "ray.io/accelerator-type" = nodes[0].gpu }, local.price_labels[pool])
       nodeSelector = { "expertscale.io/pool" = pool }
       tolerations  = [{ key = "nvidia.com/gpu", operator = "Exists", effect = "NoSchedule" }]
       resources = {
@@ -26,17 +37,21 @@ locals {
   router_group = merge(local.worker_groups[var.router_pool], {
     name        = "router"
     minReplicas = 1
-    labels      = { "expertscale.io/pool" = "router" }
+    maxReplicas = var.router_max
+    labels      = merge({ "expertscale.io/pool" = "router" }, local.price_labels[var.router_pool])
   })
 
   helm_values = {
-    image = { repository = local.image_repository }
+    image = { repository = local.image_repository, tag = var.image_tag }
     model = {
       volume = {
         objectStorage = {
-          enabled = true
-          uri     = "oss://${alicloud_oss_bucket.models.bucket}/CHECKPOINT"
-          env     = [{ name = "OSS_REGION", value = var.region }]
+          enabled   = true
+          uri       = "oss://${alicloud_oss_bucket.models.bucket}/${var.checkpoint}"
+          image     = var.fetch_image
+          command   = ["sh", "-c", "ossutil cp --recursive --update \"$MODEL_URI/\" \"$MODEL_DIR/\""]
+          env       = [{ name = "OSS_REGION", value = var.region }]
+          sizeLimit = "${var.checkpoint_gib}Gi"
         }
       }
     }

@@ -2,6 +2,15 @@
 # tolerate. How many nodes there are is ACK's autoscaler's business, within min_nodes and max_nodes.
 
 locals {
+  # Each pod has a copy of the checkpoint and up to 20 GiB in /tmp; one pod per GPU, the head on nodes without. The kubelet
+  # keeps a tenth of a disk free, and some for itself.
+  usable = 0.85
+  disk_gib = {
+    for name, pool in var.node_pools : name => coalesce(
+      pool.disk_gib, ceil((40 + (pool.gpu == null ? 1 : pool.gpus_per_node) * (var.checkpoint_gib + 20)) / local.usable)
+    )
+  }
+
   pool_labels = {
     for name, pool in var.node_pools : name => merge(
       {
@@ -28,7 +37,7 @@ resource "alicloud_cs_kubernetes_node_pool" "this" {
   ram_role_name                 = alicloud_ram_role.node.role_name
   system_disk_category          = "cloud_essd"
   system_disk_performance_level = "PL1"
-  system_disk_size              = each.value.disk_gib
+  system_disk_size              = local.disk_gib[each.key]
   system_disk_encrypted         = true
   tags                          = var.tags
 

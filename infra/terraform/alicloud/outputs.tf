@@ -40,4 +40,9 @@ output "node_pools" {
 output "helm_values" {
   description = "Values for the chart: `terraform output -raw helm_values > cloud-values.yaml`."
   value       = yamlencode(local.helm_values)
+
+  precondition {
+    condition     = var.router_max <= local.gpus[var.router_pool] - (contains(var.expert_pools, var.router_pool) ? 1 : 0)
+    error_message = "router_max: ${var.router_max} is too much for router_pool ${var.router_pool}, which has ${local.gpus[var.router_pool]} GPUs; where experts run there too, they need one at least."
+  }
 }

@@ -91,8 +91,10 @@ variable "node_pools" {
   description = <<-EOT
     Node pools by name. `pool` is what the chart selects (label expertscale.io/pool; by default the pool's name), so that an
     on-demand and a spot pool can serve one worker group. `gpu` is the type as Ray names it and gives the nodes the taint
-    nvidia.com/gpu; leave it out for a pool without GPUs. `price_per_hour` becomes a label that budgets are computed from. `pod_cpu` and
-    `pod_memory` are what a worker pod with one GPU asks for in the values this module hands to the chart.
+    nvidia.com/gpu; leave it out for a pool without GPUs. `price_per_hour` of one node becomes a label of the nodes and, for
+    one GPU, of the chart's worker groups: `GET /v1/cluster` shows both, and pre-warming starts what is cheapest. `disk_gib` is by
+    default what checkpoint_gib asks for. `pod_cpu` and `pod_memory` are what a worker pod with one GPU asks for in the values
+    this module hands to the chart.
   EOT
   type = map(object({
     instance_types = list(string)
@@ -102,7 +104,7 @@ variable "node_pools" {
     spot           = optional(bool, false)
     min_nodes      = optional(number, 0)
     max_nodes      = number
-    disk_gib       = optional(number, 200)
+    disk_gib       = optional(number)
     zones          = optional(list(string))
     price_per_hour = optional(string)
     pod_cpu        = optional(number, 6)
@@ -114,7 +116,6 @@ variable "node_pools" {
       instance_types = ["ecs.g7.2xlarge"]
       min_nodes      = 2
       max_nodes      = 4
-      disk_gib       = 120
     }
     a10 = {
       instance_types = ["ecs.gn7i-c8g1.2xlarge"]
@@ -139,7 +140,6 @@ variable "node_pools" {
       instance_types = ["ecs.gn7e-c16g1.4xlarge"]
       gpu            = "A100"
       max_nodes      = 4
-      disk_gib       = 500
       pod_cpu        = 12
       pod_memory     = "100Gi"
     }
@@ -176,7 +176,7 @@ variable "node_pools" {
   }
 
   validation {
-    condition     = alltrue([for pool in values(var.node_pools) : pool.disk_gib >= 50])
+    condition     = alltrue([for pool in values(var.node_pools) : pool.disk_gib == null ? true : pool.disk_gib >= 50])
     error_message = "node_pools: disk_gib is at least 50; the CUDA image alone unpacks to more than 10 GiB."
   }
 
@@ -209,6 +209,48 @@ variable "registry_type" {
   validation {
     condition     = contains(["Basic", "Standard", "Advanced"], var.registry_type)
     error_message = "registry_type: Basic, Standard or Advanced."
+  }
+}
+
+variable "checkpoint" {
+  description = "Folder of the checkpoint in model_bucket, which the values for the chart name."
+  type        = string
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9][A-Za-z0-9._/-]*[A-Za-z0-9._-]$", var.checkpoint)) && var.checkpoint != "CHECKPOINT"
+    error_message = "checkpoint: a folder in the bucket such as deepseek-v2-lite or qwen/qwen3-moe, without slashes around it."
+  }
+}
+
+variable "checkpoint_gib" {
+  description = "Room for the checkpoint in each pod, which copies it. Disks get it for each pod of a node, with 20 GiB for /tmp, and 40 GiB for the image and the system."
+  type        = number
+  default     = 120
+
+  validation {
+    condition     = var.checkpoint_gib >= 1 && floor(var.checkpoint_gib) == var.checkpoint_gib
+    error_message = "checkpoint_gib: a whole number, 1 or more."
+  }
+}
+
+variable "fetch_image" {
+  description = "Image that copies the checkpoint into each pod, with `sh` and ossutil 2, where nodes can pull it. It is yours to build."
+  type        = string
+
+  validation {
+    condition     = can(regex("^[a-z0-9][a-z0-9._:/-]*(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.fetch_image))
+    error_message = "fetch_image: an image with its tag or digest, such as registry.example/client:2."
+  }
+}
+
+variable "image_tag" {
+  description = "Tag of the image in the registry made here; infra/docker builds VERSION-cuda and VERSION-cpu."
+  type        = string
+  default     = "0.1.0-cuda"
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$", var.image_tag))
+    error_message = "image_tag: letters, digits, '.', '_' and '-', such as 0.1.0-cuda."
   }
 }
 
@@ -246,6 +288,17 @@ variable "router_pool" {
   validation {
     condition     = contains([for name, pool in var.node_pools : coalesce(pool.pool, name) if pool.gpu != null], var.router_pool)
     error_message = "router_pool: must be the pool of a node pool with `gpu`."
+  }
+}
+
+variable "router_max" {
+  description = "How many GPUs of router_pool are the routers'; where experts run in that pool too, they get the others."
+  type        = number
+  default     = 2
+
+  validation {
+    condition     = var.router_max >= 1 && floor(var.router_max) == var.router_max
+    error_message = "router_max: a whole number, 1 or more."
   }
 }
 

@@ -2,13 +2,26 @@
 # tolerate. How many nodes there are is the cluster autoscaler's business, within min_nodes and max_nodes.
 
 locals {
+  # Each pod has a copy of the checkpoint and up to 20 GiB in /tmp; one pod per GPU, the head on nodes without. The kubelet
+  # keeps a tenth of a disk free, and some for itself.
+  usable = 0.85
+  disk_gib = {
+    for name, pool in var.node_pools : name => coalesce(
+      pool.disk_gib, ceil((40 + (pool.gpu == null ? 1 : pool.gpus_per_node) * (var.checkpoint_gib + 20)) / local.usable)
+    )
+  }
+
   pool_labels = {
     for name, pool in var.node_pools : name => merge(
       {
         "expertscale.io/pool"     = coalesce(pool.pool, name)
         "expertscale.io/capacity" = pool.spot ? "spot" : "on-demand"
       },
-      pool.gpu == null ? {} : { "expertscale.io/gpu" = pool.gpu },
+      pool.gpu == null ? {} : {
+        "expertscale.io/gpu" = pool.gpu
+        # NVIDIA's device plugin runs where this is said, or where node feature discovery has found a GPU.
+        "nvidia.com/gpu.present" = "true"
+      },
       pool.price_per_hour == null ? {} : { "expertscale.io/price-per-hour" = pool.price_per_hour },
     )
   }
@@ -25,7 +38,7 @@ resource "aws_launch_template" "node" {
 
     ebs {
       volume_type           = "gp3"
-      volume_size           = each.value.disk_gib
+      volume_size           = local.disk_gib[each.key]
       encrypted             = true
       delete_on_termination = true
     }
@@ -66,6 +79,11 @@ resource "aws_eks_node_group" "this" {
   capacity_type          = each.value.spot ? "SPOT" : "ON_DEMAND"
   instance_types         = each.value.instance_types
   labels                 = local.pool_labels[each.key]
+
+  # Without it the cluster autoscaler thinks that a node not yet there has no disk, and starts none for pods that ask for some.
+  tags = {
+    "k8s.io/cluster-autoscaler/node-template/resources/ephemeral-storage" = "${floor(local.disk_gib[each.key] * local.usable)}Gi"
+  }
 
   launch_template {
     id      = aws_launch_template.node[each.key].id

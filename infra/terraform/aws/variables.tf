@@ -94,8 +94,10 @@ variable "node_pools" {
   description = <<-EOT
     Node pools by name. `pool` is what the chart selects (label expertscale.io/pool; by default the pool's name), so that an
     on-demand and a spot pool can serve one worker group. `gpu` is the type as Ray names it and gives the nodes the taint
-    nvidia.com/gpu; leave it out for a pool without GPUs. `price_per_hour` becomes a label that budgets are computed from. `pod_cpu` and
-    `pod_memory` are what a worker pod with one GPU asks for in the values this module hands to the chart.
+    nvidia.com/gpu; leave it out for a pool without GPUs. `price_per_hour` of one node becomes a label of the nodes and, for
+    one GPU, of the chart's worker groups: `GET /v1/cluster` shows both, and pre-warming starts what is cheapest. `disk_gib` is by
+    default what checkpoint_gib asks for. `pod_cpu` and `pod_memory` are what a worker pod with one GPU asks for in the values
+    this module hands to the chart.
   EOT
   type = map(object({
     instance_types          = list(string)
@@ -105,7 +107,7 @@ variable "node_pools" {
     spot                    = optional(bool, false)
     min_nodes               = optional(number, 0)
     max_nodes               = number
-    disk_gib                = optional(number, 200)
+    disk_gib                = optional(number)
     zones                   = optional(list(string))
     capacity_reservation_id = optional(string)
     price_per_hour          = optional(string)
@@ -118,7 +120,6 @@ variable "node_pools" {
       instance_types = ["m6i.2xlarge"]
       min_nodes      = 2
       max_nodes      = 4
-      disk_gib       = 100
     }
     a10g = {
       instance_types = ["g5.2xlarge"]
@@ -144,7 +145,6 @@ variable "node_pools" {
       gpu            = "H100"
       gpus_per_node  = 8
       max_nodes      = 1
-      disk_gib       = 500
       pod_cpu        = 20
       pod_memory     = "200Gi"
     }
@@ -181,7 +181,7 @@ variable "node_pools" {
   }
 
   validation {
-    condition     = alltrue([for pool in values(var.node_pools) : pool.disk_gib >= 50])
+    condition     = alltrue([for pool in values(var.node_pools) : pool.disk_gib == null ? true : pool.disk_gib >= 50])
     error_message = "node_pools: disk_gib is at least 50; the CUDA image alone unpacks to more than 10 GiB."
   }
 
@@ -208,6 +208,49 @@ variable "model_bucket" {
   validation {
     condition     = can(regex("^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$", var.model_bucket))
     error_message = "model_bucket: 3 to 63 lower-case letters, digits and hyphens."
+  }
+}
+
+variable "checkpoint" {
+  description = "Folder of the checkpoint in model_bucket, which the values for the chart name."
+  type        = string
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9][A-Za-z0-9._/-]*[A-Za-z0-9._-]$", var.checkpoint)) && var.checkpoint != "CHECKPOINT"
+    error_message = "checkpoint: a folder in the bucket such as deepseek-v2-lite or qwen/qwen3-moe, without slashes around it."
+  }
+}
+
+variable "checkpoint_gib" {
+  description = "Room for the checkpoint in each pod, which copies it. Disks get it for each pod of a node, with 20 GiB for /tmp, and 40 GiB for the image and the system."
+  type        = number
+  default     = 120
+
+  validation {
+    condition     = var.checkpoint_gib >= 1 && floor(var.checkpoint_gib) == var.checkpoint_gib
+    error_message = "checkpoint_gib: a whole number, 1 or more."
+  }
+}
+
+variable "fetch_image" {
+  description = "Image that copies the checkpoint into each pod, with `sh` and AWS's client. Its tag could not be looked up."
+  type        = string
+  default     = "amazon/aws-cli:2.31.0"
+
+  validation {
+    condition     = can(regex("^[a-z0-9][a-z0-9._:/-]*(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.fetch_image))
+    error_message = "fetch_image: an image with its tag or digest, such as registry.example/client:2."
+  }
+}
+
+variable "image_tag" {
+  description = "Tag of the image in the registry made here; infra/docker builds VERSION-cuda and VERSION-cpu."
+  type        = string
+  default     = "0.1.0-cuda"
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$", var.image_tag))
+    error_message = "image_tag: letters, digits, '.', '_' and '-', such as 0.1.0-cuda."
   }
 }
 
@@ -241,6 +284,17 @@ variable "router_pool" {
   validation {
     condition     = contains([for name, pool in var.node_pools : coalesce(pool.pool, name) if pool.gpu != null], var.router_pool)
     error_message = "router_pool: must be the pool of a node pool with `gpu`."
+  }
+}
+
+variable "router_max" {
+  description = "How many GPUs of router_pool are the routers'; where experts run in that pool too, they get the others."
+  type        = number
+  default     = 2
+
+  validation {
+    condition     = var.router_max >= 1 && floor(var.router_max) == var.router_max
+    error_message = "router_max: a whole number, 1 or more."
   }
 }
 

@@ -1,7 +1,12 @@
-"""Whether the chart renders with what a Terraform module hands out, laid over the chart's example for that cloud."""
+"""Whether the chart renders with what a Terraform module hands out, laid over the chart's example for that cloud.
+
+And whether the two fit: deployments select the groups they are meant for, Secrets are those that READMEs make.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +18,8 @@ CHART = ROOT / "helm" / "expertscale"
 EXAMPLES = {"aws": "aws-values.yaml", "alicloud": "alibaba-cloud-values.yaml"}
 POOLS = {"aws": ["a10g", "a10g", "l4", "h100"], "alicloud": ["a10", "a10", "t4", "a100"]}
 """Of the router group and the expert groups, as the modules' defaults have them."""
+PLACES = {"aws": {"experts": ["l4"], "router": ["router"]}, "alicloud": {"experts": ["a10"], "router": ["router"]}}
+"""The groups that a deployment may run in, as the examples mean it."""
 
 
 def check(cloud: str, handed: dict[str, Any]) -> None:
@@ -33,7 +40,48 @@ def check(cloud: str, handed: dict[str, Any]) -> None:
     assert cluster["gcsFaultToleranceOptions"]["redisAddress"] == handed["gcsFaultTolerance"]["redis"]["address"]
     pods = [group["template"]["spec"] for group in cluster["workerGroupSpecs"]]
     assert [pod["nodeSelector"]["expertscale.io/pool"] for pod in pods] == POOLS[cloud]
+    application = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]
+    assert {name: _groups(cluster, application[name]["resources"]) for name in PLACES[cloud]} == PLACES[cloud]
+    assert _secrets(objects) <= _made(cloud)
     assert all("nvidia.com/gpu" in [each["key"] for each in pod["tolerations"]] for pod in pods)
+
+
+def _groups(cluster: dict[str, Any], resources: dict[str, Any]) -> list[str]:
+    """The worker groups that have the labels which `resources` select."""
+    wanted = resources["label_selector"].items()
+    return [group["groupName"] for group in cluster["workerGroupSpecs"] if wanted <= group["labels"].items()]
+
+
+def _secrets(node: Any) -> set[tuple[str, str | None]]:
+    """(name, key) of every Secret that pods name, in all objects; no key where the whole Secret is meant."""
+    found: set[tuple[str, str | None]] = set()
+    for each in _maps(node):
+        if "secretKeyRef" in each:
+            found.add((each["secretKeyRef"]["name"], each["secretKeyRef"]["key"]))
+        if "secretRef" in each:
+            found.add((each["secretRef"]["name"], None))
+        if isinstance(each.get("secret"), dict):
+            found.add((each["secret"]["secretName"], None))
+        found |= {(secret["name"], None) for secret in each.get("imagePullSecrets", ())}
+    return found
+
+
+def _maps(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+    for each in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _maps(each)
+
+
+def _made(cloud: str) -> set[tuple[str, str | None]]:
+    """(name, key) of the Secrets that the READMEs of chart and module make, and each of them without a key."""
+    made: set[tuple[str, str | None]] = set()
+    for readme in (CHART / "README.md", ROOT / "infra" / "terraform" / cloud / "README.md"):
+        commands = re.sub(r"\\\n", " ", readme.read_text())
+        for name, rest in re.findall(r"create secret generic (\S+)(.*)", commands):
+            name = name.replace("RELEASE", "expertscale")
+            made |= {(name, None), *((name, key) for key in re.findall(r"--from-\w+=([\w-]+)=", rest))}
+    return made
 
 
 def merged(below: Any, above: Any) -> Any:

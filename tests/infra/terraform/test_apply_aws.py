@@ -31,6 +31,7 @@ VARIABLES = {
     "zones": ["us-east-1a", "us-east-1b"],
     "admin_arns": ["arn:aws:iam::123456789012:role/operators"],
     "model_bucket": "expertscale-test-models",
+    "checkpoint": "mixtral",
     "redis_auth_token": "not-a-real-token-0123",
 }
 ASK = """

@@ -32,7 +32,7 @@ MISTAKES = {
         ("node_pools.tf", "spot_strategy ", "spot_policy ", "Unsupported argument"),
         ("node_pools.tf", "management {", "manage {", "Unsupported block type"),
         ("iam.tf", 'policy_type = "Custom"', "", "Missing required argument"),
-        ("node_pools.tf", "= each.value.disk_gib", '= "large"', "a number is required"),
+        ("node_pools.tf", "= local.disk_gib[each.key]", '= "large"', "a number is required"),
     ],
 }
 

@@ -6,6 +6,8 @@ variables {
   region         = "cn-hangzhou"
   zones          = ["cn-hangzhou-h", "cn-hangzhou-i"]
   model_bucket   = "expertscale-test-models"
+  checkpoint     = "mixtral"
+  fetch_image    = "registry.example/ossutil:2"
   redis_password = "not-A-real-1"
 }
 
@@ -22,6 +24,11 @@ run "every_variable" {
     registry_type        = "Free"
     redis_instance_class = "small"
     redis_password       = "onlylowercase"
+    checkpoint           = "CHECKPOINT"
+    checkpoint_gib       = 0
+    fetch_image          = "no-tag"
+    image_tag            = "a tag"
+    router_max           = 0
     namespace            = "Expert"
     release              = "expert.scale"
   }
@@ -36,6 +43,11 @@ run "every_variable" {
     var.registry_type,
     var.redis_instance_class,
     var.redis_password,
+    var.checkpoint,
+    var.checkpoint_gib,
+    var.fetch_image,
+    var.image_tag,
+    var.router_max,
     var.namespace,
     var.release,
   ]
@@ -187,4 +199,14 @@ run "two_gpus_in_one_pool" {
   }
 
   expect_failures = [var.node_pools]
+}
+
+run "more_routers_than_gpus" {
+  command = plan
+
+  variables {
+    router_max = 16
+  }
+
+  expect_failures = [output.helm_values]
 }

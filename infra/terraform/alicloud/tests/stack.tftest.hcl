@@ -18,6 +18,8 @@ variables {
   region         = "cn-hangzhou"
   zones          = ["cn-hangzhou-h", "cn-hangzhou-i"]
   model_bucket   = "expertscale-test-models"
+  checkpoint     = "mixtral"
+  fetch_image    = "registry.example/ossutil:2"
   redis_password = "not-A-real-1"
 }
 
@@ -112,6 +114,11 @@ run "defaults" {
   }
 
   assert {
+    condition     = yamldecode(output.helm_values).image.tag == "0.1.0-cuda" && endswith(yamldecode(output.helm_values).model.volume.objectStorage.uri, "/mixtral")
+    error_message = "The chart is told which image and which checkpoint."
+  }
+
+  assert {
     condition     = yamldecode(output.helm_values).gcsFaultTolerance.redis.address == "r-mock.redis.example:6379"
     error_message = "The chart's Redis is the one made here."
   }
@@ -122,7 +129,7 @@ run "price_zone_and_public_api" {
     api_public = true
     node_pools = {
       cpu = { instance_types = ["ecs.g7.xlarge"], min_nodes = 1, max_nodes = 2 }
-      a10 = { instance_types = ["ecs.gn7i-c8g1.2xlarge"], gpu = "A10", max_nodes = 1, zones = ["cn-hangzhou-i"], price_per_hour = "9.5" }
+      a10 = { instance_types = ["ecs.gn7i-c8g1.2xlarge"], gpu = "A10", max_nodes = 3, zones = ["cn-hangzhou-i"], price_per_hour = "9.5" }
     }
     expert_pools = ["a10"]
   }
@@ -140,5 +147,15 @@ run "price_zone_and_public_api" {
   assert {
     condition     = one([for label in alicloud_cs_kubernetes_node_pool.this["a10"].labels : label.value if label.key == "expertscale.io/price-per-hour"]) == "9.5"
     error_message = "A price must become a label."
+  }
+
+  assert {
+    condition     = [for group in [yamldecode(output.helm_values).workerGroups.router, yamldecode(output.helm_values).workerGroups.experts[0]] : [group.maxReplicas, group.labels["expertscale.io/price-per-hour"]]] == [[2, "9.5000"], [1, "9.5000"]]
+    error_message = "Routers and experts of one pool share its GPUs, and groups carry the price."
+  }
+
+  assert {
+    condition     = alicloud_cs_kubernetes_node_pool.this["a10"].system_disk_size == 212
+    error_message = "A disk holds the checkpoint of each pod."
   }
 }

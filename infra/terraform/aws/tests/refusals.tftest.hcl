@@ -11,6 +11,7 @@ variables {
   zones            = ["us-east-1a", "us-east-1b"]
   admin_arns       = ["arn:aws:iam::123456789012:role/operators"]
   model_bucket     = "expertscale-test-models"
+  checkpoint       = "mixtral"
   redis_auth_token = "not-a-real-token-0123"
 }
 
@@ -27,6 +28,11 @@ run "every_variable" {
     model_bucket       = "Models"
     redis_node_type    = "t3.small"
     redis_auth_token   = "short"
+    checkpoint         = "CHECKPOINT"
+    checkpoint_gib     = 0
+    fetch_image        = "no-tag"
+    image_tag          = "a tag"
+    router_max         = 0
     namespace          = "Expert"
     release            = "expert.scale"
   }
@@ -41,6 +47,11 @@ run "every_variable" {
     var.model_bucket,
     var.redis_node_type,
     var.redis_auth_token,
+    var.checkpoint,
+    var.checkpoint_gib,
+    var.fetch_image,
+    var.image_tag,
+    var.router_max,
     var.namespace,
     var.release,
   ]
@@ -204,4 +215,14 @@ run "a_reserved_spot_pool" {
   }
 
   expect_failures = [var.node_pools]
+}
+
+run "more_routers_than_gpus" {
+  command = plan
+
+  variables {
+    router_max = 16
+  }
+
+  expect_failures = [output.helm_values]
 }

@@ -49,6 +49,7 @@ variables {
   zones            = ["us-east-1a", "us-east-1b"]
   admin_arns       = ["arn:aws:iam::123456789012:role/operators"]
   model_bucket     = "expertscale-test-models"
+  checkpoint       = "mixtral"
   redis_auth_token = "not-a-real-token-0123"
 }
 
@@ -69,7 +70,7 @@ run "defaults" {
   }
 
   assert {
-    condition     = aws_eks_node_group.this["l4-spot"].labels == tomap({ "expertscale.io/pool" = "l4", "expertscale.io/capacity" = "spot", "expertscale.io/gpu" = "L4" })
+    condition     = aws_eks_node_group.this["l4-spot"].labels == tomap({ "expertscale.io/pool" = "l4", "expertscale.io/capacity" = "spot", "expertscale.io/gpu" = "L4", "nvidia.com/gpu.present" = "true" })
     error_message = "Labels of l4-spot."
   }
 
@@ -166,13 +167,59 @@ run "defaults" {
   }
 
   assert {
-    condition     = yamldecode(output.helm_values).workerGroups.experts[*].maxReplicas == [16, 8, 8]
-    error_message = "One pod per GPU: 8 + 8 A10G nodes, 8 L4 nodes, 1 node of 8 H100."
+    condition     = yamldecode(output.helm_values).workerGroups.experts[*].maxReplicas == [14, 8, 8]
+    error_message = "One pod per GPU: 8 + 8 A10G nodes less two for routers, 8 L4 nodes, 1 node of 8 H100."
+  }
+
+  assert {
+    condition     = yamldecode(output.helm_values).image.tag == "0.1.0-cuda" && endswith(yamldecode(output.helm_values).model.volume.objectStorage.uri, "/mixtral")
+    error_message = "The chart is told which image and which checkpoint."
   }
 
   assert {
     condition     = yamldecode(output.helm_values).gcsFaultTolerance.redis.address == "rediss://master.redis.example:6379"
     error_message = "The chart's Redis is the one made here, over TLS."
+  }
+}
+
+run "routers_and_experts_share_a_pool" {
+  variables {
+    node_pools = {
+      cpu   = { instance_types = ["m6i.xlarge"], min_nodes = 1, max_nodes = 2 }
+      small = { instance_types = ["g6.2xlarge"], gpu = "L4", min_nodes = 2, max_nodes = 4, price_per_hour = "1.5" }
+      spot  = { instance_types = ["g6.2xlarge"], gpu = "L4", pool = "small", spot = true, max_nodes = 4, price_per_hour = "0.6" }
+      free  = { instance_types = ["g5.2xlarge"], gpu = "A10G", max_nodes = 2, disk_gib = 70 }
+    }
+    router_pool    = "small"
+    router_max     = 3
+    expert_pools   = ["small", "free"]
+    checkpoint_gib = 300
+  }
+
+  assert {
+    condition = [
+      for group in concat([yamldecode(output.helm_values).workerGroups.router], yamldecode(output.helm_values).workerGroups.experts) :
+      [group.minReplicas, group.maxReplicas]
+    ] == [[1, 3], [1, 5], [0, 2]]
+    error_message = "Routers and experts of one pool share its GPUs: together no more than there are."
+  }
+
+  assert {
+    condition = [
+      for group in concat([yamldecode(output.helm_values).workerGroups.router], yamldecode(output.helm_values).workerGroups.experts) :
+      lookup(group.labels, "expertscale.io/price-per-hour", "none")
+    ] == ["1.5000", "1.5000", "none"]
+    error_message = "A group costs what the dearest of its nodes costs; without a price it has no label."
+  }
+
+  assert {
+    condition     = [aws_launch_template.node["small"].block_device_mappings[0].ebs[0].volume_size, aws_launch_template.node["free"].block_device_mappings[0].ebs[0].volume_size] == [424, 70]
+    error_message = "A disk holds the checkpoint of each pod, unless disk_gib says otherwise."
+  }
+
+  assert {
+    condition     = aws_eks_node_group.this["small"].tags["k8s.io/cluster-autoscaler/node-template/resources/ephemeral-storage"] == "360Gi"
+    error_message = "The autoscaler must know how much of the disk pods can have."
   }
 }
 
@@ -182,7 +229,7 @@ run "open_api_and_nat_everywhere" {
     nat_per_zone = true
     node_pools = {
       cpu  = { instance_types = ["m6i.xlarge"], min_nodes = 1, max_nodes = 2 }
-      h100 = { instance_types = ["p5.48xlarge"], gpu = "H100", max_nodes = 1, zones = ["us-east-1b"], capacity_reservation_id = "cr-0123456789abcdef0", price_per_hour = "55.04" }
+      h100 = { instance_types = ["p5.48xlarge"], gpu = "H100", gpus_per_node = 8, max_nodes = 1, zones = ["us-east-1b"], capacity_reservation_id = "cr-0123456789abcdef0", price_per_hour = "55.04" }
     }
     router_pool  = "h100"
     expert_pools = ["h100"]
@@ -211,6 +258,11 @@ run "open_api_and_nat_everywhere" {
   assert {
     condition     = aws_eks_node_group.this["h100"].labels["expertscale.io/price-per-hour"] == "55.04"
     error_message = "A price must become a label."
+  }
+
+  assert {
+    condition     = yamldecode(output.helm_values).workerGroups.experts[0].labels["expertscale.io/price-per-hour"] == "6.8800"
+    error_message = "A pod has one of the node's eight GPUs, and costs an eighth."
   }
 
   assert {
