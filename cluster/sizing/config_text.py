@@ -1,7 +1,7 @@
 """The config that puts a plan into force, and its placement file. Pure.
 
 Nodes are found by a label that they are started with (`ray start --labels gpu=h100`), because Ray names accelerators of
-data centres only. The kind listed first that holds experts is the pool `default`, every other one a pool of its name.
+data centres only. The kind with most memory that holds experts is the pool `default`, each other a pool of its name.
 """
 
 from __future__ import annotations

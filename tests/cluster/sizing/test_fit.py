@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import PlacementError
 from cluster.sizing.config_text import placement_of
-from cluster.sizing.fit import Conditions, fit, times
+from cluster.sizing.fit import USUAL_SEQUENCES, Conditions, fit, times
 from cluster.sizing.gpus import GpuPool
 from cluster.sizing.memory import Work, router_memory, tokens_that_fit
 from cluster.sizing.shape import read_shape
@@ -92,6 +92,49 @@ def test_a_device_more_is_used_only_where_the_step_gets_shorter():
     slow, fast = (GpuPool("one", 9, 1e9, bandwidth) for bandwidth in (1e9, 1e15))
     assert len(fit(shape, (slow,), Conditions()).groups) > 1
     assert len(fit(shape, (fast,), Conditions()).groups) == 1
+
+
+def step_s(shape, pools, conditions):
+    """Of the plan's usual step; None where it is unknown or nothing fits."""
+    try:
+        plan = fit(shape, pools, conditions)
+    except PlacementError:
+        return None
+    return times(shape, pools, plan, conditions, [min(USUAL_SEQUENCES, conditions.work.sequences)])[0].total_s
+
+
+@given(shapes(), fleets(most_gpus=3), st.randoms(use_true_random=False))
+def test_the_order_of_the_kinds_changes_nothing(shape, pools, random):
+    typed = list(pools)
+    random.shuffle(typed)
+    assert step_s(shape, typed, SMALL) == step_s(shape, pools, SMALL)
+
+
+@given(shapes(), fleets(most_gpus=3), st.integers(0, 2))
+def test_more_gpus_never_make_the_step_longer(shape, pools, grown):
+    *fewer, new = pools
+    before = step_s(shape, fewer, SMALL) if fewer else None
+    after = step_s(shape, pools, SMALL)
+    assert before is None or after <= before, new
+    more = [replace(pool, count=pool.count + (index == grown)) for index, pool in enumerate(pools)]
+    assert after is None or step_s(shape, more, SMALL) <= after
+
+
+def test_slow_cards_with_room_do_not_displace_fast_ones():
+    shape = read_shape(MODELS / "mixtral-8x7b")
+    fast, slow = GpuPool("v100", 20, 16e9, 900e9), GpuPool("l4", 9, 24e9, 300e9)
+    alone = step_s(shape, (fast,), Conditions())
+    assert step_s(shape, (slow, fast), Conditions()) <= alone
+    many = (replace(slow, count=90), replace(fast, count=90))  # not every choice of these is looked at
+    assert step_s(shape, many, Conditions()) <= alone
+
+
+def test_a_step_of_unknown_length_is_never_the_shortest():
+    shape = read_shape(MODELS / "deepseek-v2-lite")
+    unknown = GpuPool("mine", 4, 192e9, None)
+    plan = fit(shape, (unknown, *TWO_KINDS), Conditions())
+    assert times(shape, (unknown, *TWO_KINDS), plan, Conditions(), [8])[0].total_s is not None
+    assert plan.unused["mine"] == 4
 
 
 def test_without_a_bandwidth_no_time_is_made_up():

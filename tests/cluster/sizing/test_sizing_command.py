@@ -44,6 +44,13 @@ def test_the_report_says_what_is_computed_measured_and_assumed(name, capsys):
     assert max(map(len, out.splitlines())) < 150
 
 
+def test_a_bandwidth_that_nobody_gave_is_asked_for(capsys):
+    _, out, _ = run(capsys, "--model", MODELS / "deepseek-v2-lite", "--gpus", "a100=40GB:2,h100:2")
+    assert "The bandwidth of a100 is unknown" in out
+    assert "give it as in --gpus a100=40GB@600GB." in out
+    assert "bandwidth of h100" not in out
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_json_holds_the_same_plan(name, capsys):
     _, out, _ = size(capsys, name, "--json")
