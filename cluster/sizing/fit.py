@@ -91,9 +91,10 @@ def fit(
     plans = [plan for home in homes for plan in _plans(shape, pools, home, router, conditions, loads)]
     if not plans:
         choices = [_left(pools, home, conditions.work.routers) for home in homes]
-        left = max(choices, key=lambda choice: _room(shape, choice, conditions))
-        places = [_places(shape, pool, conditions) for pool in left]
-        raise PlacementError(experts_misfit(shape, left, places, conditions.reserve))
+        whole = 1 if loads is None else len(shape.experts)
+        left = max(choices, key=lambda choice: _room(shape, choice, conditions, whole))
+        places = [_places(shape, pool, conditions) // whole * whole for pool in left]
+        raise PlacementError(experts_misfit(shape, left, places, conditions.reserve, whole))
     best: SizingPlan = min(plans, key=lambda plan: _worth(shape, pools, plan, conditions))
     return best
 
@@ -199,8 +200,9 @@ def _places(shape: Shape, pool: GpuPool, conditions: Conditions) -> int:
     return max(0, int(room // shape.expert_bytes))
 
 
-def _room(shape: Shape, pools: Sequence[GpuPool], conditions: Conditions) -> int:
-    return sum(pool.count * _places(shape, pool, conditions) for pool in pools)
+def _room(shape: Shape, pools: Sequence[GpuPool], conditions: Conditions, whole: int) -> int:
+    """In places, which count by so many at once."""
+    return sum(pool.count * (_places(shape, pool, conditions) // whole * whole) for pool in pools)
 
 
 def _weights_bytes(shape: Shape, experts: Experts) -> int:

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import PlacementError
@@ -103,6 +103,7 @@ def step_s(shape, pools, conditions):
     return times(shape, pools, plan, conditions, [min(USUAL_SEQUENCES, conditions.work.sequences)])[0].total_s
 
 
+@settings(deadline=None)
 @given(shapes(), fleets(most_gpus=3), st.randoms(use_true_random=False))
 def test_the_order_of_the_kinds_changes_nothing(shape, pools, random):
     typed = list(pools)
@@ -110,6 +111,7 @@ def test_the_order_of_the_kinds_changes_nothing(shape, pools, random):
     assert step_s(shape, typed, SMALL) == step_s(shape, pools, SMALL)
 
 
+@settings(deadline=None)
 @given(shapes(), fleets(most_gpus=3), st.integers(0, 2))
 def test_more_gpus_never_make_the_step_longer(shape, pools, grown):
     *fewer, new = pools
@@ -190,6 +192,29 @@ def test_recorded_loads_make_the_planner_deal():
     check(shape, pools, plan, SMALL)
     hot = next(group for group in plan.groups if 0 in group.experts[0])
     assert sum(hot.replicas.values()) > 1
+
+
+@settings(deadline=None)
+@given(st.integers(100, 20_000), fleets(most_gpus=2))
+def test_what_is_said_to_fit_with_loads_does(expert_numbers, pools):
+    """The planner needs an expert of every layer on a device, so that there is room that it cannot use."""
+    shape = made_up(dict.fromkeys(range(6), 12), expert_numbers=expert_numbers)
+    loads = {layer: [1.0] * 12 for layer in shape.experts}
+    try:
+        fit(shape, pools, SMALL, loads)
+    except PlacementError as refused:
+        said = str(refused)
+        assert not re.search(r"-\d", said), said
+        for count, name in re.findall(r"(\d+) more (\w+)", said):
+            grown = [replace(pool, count=pool.count + int(count) * (pool.name == name)) for pool in pools]
+            check(shape, grown, fit(shape, grown, SMALL, loads), SMALL)
+
+
+def test_room_for_less_than_an_expert_of_every_layer_does_not_count_with_loads():
+    shape = made_up(dict.fromkeys(range(8), 4), expert_numbers=10_000)  # 40 kB each, 320 kB in all layers
+    with pytest.raises(PlacementError, match="--loads needs GPUs that hold an expert of every layer") as refused:
+        fit(shape, (GpuPool("one", 9, 250_000, 1e9),), SMALL, {layer: [1.0] * 4 for layer in shape.experts})
+    assert not re.search(r"-\d", str(refused.value))
 
 
 def test_loads_of_another_model_are_refused():
