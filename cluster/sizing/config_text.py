@@ -1,7 +1,7 @@
 """The config that puts a plan into force, and its placement file. Pure.
 
 Nodes are found by a label that they are started with (`ray start --labels gpu=h100`), because Ray names accelerators of
-data centres only. The kind listed first that holds experts is the pool `default`, every other one a pool of its name.
+data centres only. The kind with most memory that holds experts is the pool `default`, each other a pool of its name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def placement_file(shape: Shape, plan: SizingPlan, about: str) -> str:
 def config_text(
     plan: SizingPlan, conditions: Conditions, *, model: str, dtype: str, placement: str, label: str, about: str
 ) -> str:
-    """The file that `serve run` takes. model, placement: paths as the nodes know them."""
+    """The file that `serve deploy` takes, open to the head alone. model, placement: paths as the nodes know them."""
     args = {
         "model": {"path": model, "dtype": dtype},
         "experts": _experts(plan, placement, label),
@@ -48,7 +48,12 @@ def config_text(
         "import_path": "deployments.app:build",
         "args": args,
     }
-    return f"# {about}\n" + yaml.safe_dump({"applications": [application]}, sort_keys=False, width=120)
+    document = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": 8000},
+        "applications": [application],
+    }
+    return f"# {about}\n" + yaml.safe_dump(document, sort_keys=False, width=120)
 
 
 def _experts(plan: SizingPlan, placement: str, label: str) -> dict[str, Any]:

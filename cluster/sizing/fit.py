@@ -1,14 +1,19 @@
 """A plan: which GPUs the routers get, which experts each other GPU holds. Pure but for the planner, which is as well.
 
-A device holds one router or one replica of one group. Every kind that can hold a router is tried; of the rest, the
-devices with most room, from the fewest that hold all experts up to all; what is expected to give the shortest step
-counts, and of equals the plan with fewer devices. With recorded loads the planner of `cluster.placement` deals instead.
+A device holds one router or one replica of one group. Every kind that can hold a router is tried; of the rest every
+number of devices of each kind, so that another device never makes the step longer. Beyond `MOST_CHOICES`: those
+with most room first, and the fastest first, some numbers of them. The shortest expected step counts, and of equals the
+plan with fewer devices; the order of the kinds never does. With recorded loads the planner of `cluster.placement` deals
+instead.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, product
+from math import prod
 
 from cluster.errors import PlacementError
 from cluster.placement import Experts
@@ -23,8 +28,10 @@ from cluster.sizing.step import Reading, StepTime, step_time
 
 USUAL_SEQUENCES = 8
 """The step whose time decides between plans."""
+MOST_CHOICES = 256
+"""Up to here every choice of devices is looked at."""
 MOST_LOOKS = 32
-"""Numbers of devices that are looked at, about: not all where there are hundreds."""
+"""Beyond, in each order, so many numbers of devices from the fewest that hold all, and as many of all the others."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,13 @@ def fit(
     conditions: Conditions,
     loads: Mapping[int, Sequence[float]] | None = None,
 ) -> SizingPlan:
-    """The plan with the shortest expected step.
+    """The plan with the shortest expected step of those looked at.
 
     Raises:
         PlacementError: the router or the experts do not fit; how much is missing, and what would do.
     """
     router = router_memory(shape, conditions.work)
+    pools = sorted(pools, key=lambda pool: (-pool.memory_bytes, -(pool.bandwidth or 0), pool.name))
     homes = [
         pool
         for pool in pools
@@ -83,9 +91,10 @@ def fit(
     plans = [plan for home in homes for plan in _plans(shape, pools, home, router, conditions, loads)]
     if not plans:
         choices = [_left(pools, home, conditions.work.routers) for home in homes]
-        left = max(choices, key=lambda choice: _room(shape, choice, conditions))
-        places = [_places(shape, pool, conditions) for pool in left]
-        raise PlacementError(experts_misfit(shape, left, places, conditions.reserve))
+        whole = 1 if loads is None else len(shape.experts)
+        left = max(choices, key=lambda choice: _room(shape, choice, conditions, whole))
+        places = [_places(shape, pool, conditions) // whole * whole for pool in left]
+        raise PlacementError(experts_misfit(shape, left, places, conditions.reserve, whole))
     best: SizingPlan = min(plans, key=lambda plan: _worth(shape, pools, plan, conditions))
     return best
 
@@ -130,22 +139,36 @@ def _plans(
 def _spread(
     shape: Shape, left: Sequence[GpuPool], conditions: Conditions
 ) -> Iterator[list[tuple[Experts, Mapping[str, int]]]]:
-    """One group to a device, for the fewest devices that hold all experts, one more, and so on to all of them."""
+    """One group to a device, for every choice of devices that holds all experts."""
     places = {pool.name: _places(shape, pool, conditions) for pool in left}
-    devices = [pool for pool in left for _ in range(pool.count) if places[pool.name]]
-    devices.sort(key=lambda pool: -places[pool.name])
-    alike = any(pool.bandwidth is None for pool in devices)
-    rooms = [places[pool.name] for pool in devices]
-    fewest = next((count for count in range(1, len(devices) + 1) if sum(rooms[:count]) >= shape.places), None)
-    if fewest is None:
-        return
-    for count in sorted({*range(fewest, len(devices), max(1, (len(devices) - fewest) // MOST_LOOKS)), len(devices)}):
-        chosen, room = devices[:count], rooms[:count]
+    kinds = [pool for pool in left if pool.count and places[pool.name]]
+    for devices in _choices(kinds, places, shape.places):
+        chosen = [pool for pool in kinds for _ in range(devices[pool.name])]
+        room = [places[pool.name] for pool in chosen]
+        if sum(room) < shape.places:
+            continue
+        alike = any(pool.bandwidth is None for pool in chosen)
         parts = shares(shape.places, room, [1.0 if alike else pool.bandwidth or 1.0 for pool in chosen])
         dealt = zip(chosen, deal(shape.experts, parts), strict=True)
         yield [(experts, {pool.name: 1}) for pool, experts in dealt if experts]
-        if alike:
-            return
+
+
+def _choices(kinds: Sequence[GpuPool], places: Mapping[str, int], needed: int) -> Iterator[Mapping[str, int]]:
+    """How many devices of each kind: all there are, of large fleets some of those that fill up with the best first."""
+    if prod(pool.count + 1 for pool in kinds) <= MOST_CHOICES:
+        for counts in product(*(range(pool.count + 1) for pool in kinds)):
+            yield {pool.name: count for pool, count in zip(kinds, counts, strict=True)}
+        return
+    roomiest = sorted(kinds, key=lambda pool: (-places[pool.name], -(pool.bandwidth or 0), pool.name))
+    fastest = sorted(kinds, key=lambda pool: (-(pool.bandwidth or 0), -places[pool.name], pool.name))
+    most = sum(pool.count for pool in kinds)
+    for order in (roomiest, fastest):
+        devices = [pool.name for pool in order for _ in range(pool.count)]
+        held = accumulate(places[name] for name in devices)
+        fewest = next((count for count, room in enumerate(held, start=1) if room >= needed), most)
+        near, far = range(fewest, min(most, fewest + MOST_LOOKS)), range(fewest, most, max(1, most // MOST_LOOKS))
+        for count in sorted({*near, *far, most}):
+            yield Counter(devices[:count])
 
 
 def _by_load(
@@ -177,8 +200,9 @@ def _places(shape: Shape, pool: GpuPool, conditions: Conditions) -> int:
     return max(0, int(room // shape.expert_bytes))
 
 
-def _room(shape: Shape, pools: Sequence[GpuPool], conditions: Conditions) -> int:
-    return sum(pool.count * _places(shape, pool, conditions) for pool in pools)
+def _room(shape: Shape, pools: Sequence[GpuPool], conditions: Conditions, whole: int) -> int:
+    """In places, which count by so many at once."""
+    return sum(pool.count * (_places(shape, pool, conditions) // whole * whole) for pool in pools)
 
 
 def _weights_bytes(shape: Shape, experts: Experts) -> int:
@@ -198,10 +222,10 @@ def _reading(pools: Sequence[GpuPool], plan: SizingPlan) -> Reading:
 
 def _worth(
     shape: Shape, pools: Sequence[GpuPool], plan: SizingPlan, conditions: Conditions
-) -> tuple[float, int, float]:
-    """Less is better: the step, then the GPUs used, then the memory of the router's."""
+) -> tuple[bool, float, int, float]:
+    """Less is better: a step that is known, then its time, then the GPUs used, then the memory of the router's."""
     sequences = min(USUAL_SEQUENCES, conditions.work.sequences)
     (usual,) = times(shape, pools, plan, conditions, [sequences])
     used = sum(sum(group.replicas.values()) for group in plan.groups)
     home = next(pool for pool in pools if pool.name == plan.router_pool)
-    return (usual.total_s or 0.0, used, home.memory_bytes)
+    return (usual.total_s is None, usual.total_s or 0.0, used, home.memory_bytes)

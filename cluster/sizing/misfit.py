@@ -35,18 +35,26 @@ def router_misfit(shape: Shape, pools: Sequence[GpuPool], work: Work, reserve: f
     return f"{sentence}, or --kv-tokens {fewer}." if fewer else f"{sentence}."
 
 
-def experts_misfit(shape: Shape, left: Sequence[GpuPool], places: Sequence[int], reserve: float) -> str:
-    """The experts do not fit beside the routers. left: GPUs that are no router's; places: experts that one holds."""
+def experts_misfit(shape: Shape, left: Sequence[GpuPool], places: Sequence[int], reserve: float, whole: int = 1) -> str:
+    """The experts do not fit beside the routers.
+
+    left: GPUs that are no router's; places: experts that one holds, a multiple of `whole`, which is 1, or with loads
+    the layers: the planner holds as many experts of the model's largest layer in every layer.
+    """
+    wanted = shape.places if whole == 1 else whole * max(shape.experts.values())
     held = sum(pool.count * each for pool, each in zip(left, places, strict=True))
-    missing = shape.places - held
-    needed, room = (count * shape.expert_bytes for count in (shape.places, held))
+    needed, room = (count * shape.expert_bytes for count in (wanted, held))
     rest = ", ".join(f"{pool.count} {pool.name}" for pool in left if pool.count) or "no GPU is left"
     more = [
-        f"{math.ceil(missing / each)} more {pool.name}" for pool, each in zip(left, places, strict=True) if each > 0
+        f"{math.ceil((wanted - held) / each)} more {pool.name}"
+        for pool, each in zip(left, places, strict=True)
+        if each > 0
     ]
-    least = shape.expert_bytes / (1 - reserve)
-    fits = " or ".join(more) or f"GPUs of more than {gigabytes(least)}, as one expert of one layer takes as much"
+    least = whole * shape.expert_bytes / (1 - reserve)
+    one = "one expert of one layer takes" if whole == 1 else "one expert of every layer takes"
+    fits = " or ".join(more) or f"GPUs of more than {gigabytes(least)}, as {one} as much"
+    planner = "" if whole == 1 else "; --loads needs GPUs that hold an expert of every layer"
     return (
         f"--gpus: the experts need {gigabytes(needed)}, but beside the routers is room for {gigabytes(room)} ({rest}): "
-        f"{gigabytes(needed - room)} are missing; what would fit: {fits}."
+        f"{gigabytes(needed - room)} are missing; what would fit: {fits}{planner}."
     )

@@ -121,8 +121,17 @@ def _groups(shape: Shape, pools: Sequence[GpuPool], plan: SizingPlan, conditions
         held = sum(group.replicas.get(pool.name, 0) for group in plan.groups)
         routers = conditions.work.routers if pool.name == plan.router_pool else 0
         lines.append(f"{pool.name:28}{pool.count:>6}{routers:>10}{held:>10}{plan.unused.get(pool.name, 0):>10}")
+    lines += [
+        f"The bandwidth of {pool.name} is unknown, so that no time tells for or against it; give it as in "
+        f"--gpus {pool.name}={pool.memory_bytes / BILLION:g}GB@600GB."
+        for pool in pools
+        if pool.bandwidth is None
+    ]
     if plan.unused:
-        lines.append("Unused: no expert fits, or the expected step would be longer. They can hold further replicas.")
+        lines.append(
+            "Unused: no plan that was tried is expected to be faster with them. Where a group fits, they can hold "
+            "further replicas."
+        )
     return lines
 
 

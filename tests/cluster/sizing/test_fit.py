@@ -4,12 +4,12 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import PlacementError
 from cluster.sizing.config_text import placement_of
-from cluster.sizing.fit import Conditions, fit, times
+from cluster.sizing.fit import USUAL_SEQUENCES, Conditions, fit, times
 from cluster.sizing.gpus import GpuPool
 from cluster.sizing.memory import Work, router_memory, tokens_that_fit
 from cluster.sizing.shape import read_shape
@@ -94,6 +94,51 @@ def test_a_device_more_is_used_only_where_the_step_gets_shorter():
     assert len(fit(shape, (fast,), Conditions()).groups) == 1
 
 
+def step_s(shape, pools, conditions):
+    """Of the plan's usual step; None where it is unknown or nothing fits."""
+    try:
+        plan = fit(shape, pools, conditions)
+    except PlacementError:
+        return None
+    return times(shape, pools, plan, conditions, [min(USUAL_SEQUENCES, conditions.work.sequences)])[0].total_s
+
+
+@settings(deadline=None)
+@given(shapes(), fleets(most_gpus=3), st.randoms(use_true_random=False))
+def test_the_order_of_the_kinds_changes_nothing(shape, pools, random):
+    typed = list(pools)
+    random.shuffle(typed)
+    assert step_s(shape, typed, SMALL) == step_s(shape, pools, SMALL)
+
+
+@settings(deadline=None)
+@given(shapes(), fleets(most_gpus=3), st.integers(0, 2))
+def test_more_gpus_never_make_the_step_longer(shape, pools, grown):
+    *fewer, new = pools
+    before = step_s(shape, fewer, SMALL) if fewer else None
+    after = step_s(shape, pools, SMALL)
+    assert before is None or after <= before, new
+    more = [replace(pool, count=pool.count + (index == grown)) for index, pool in enumerate(pools)]
+    assert after is None or step_s(shape, more, SMALL) <= after
+
+
+def test_slow_cards_with_room_do_not_displace_fast_ones():
+    shape = read_shape(MODELS / "mixtral-8x7b")
+    fast, slow = GpuPool("v100", 20, 16e9, 900e9), GpuPool("l4", 9, 24e9, 300e9)
+    alone = step_s(shape, (fast,), Conditions())
+    assert step_s(shape, (slow, fast), Conditions()) <= alone
+    many = (replace(slow, count=90), replace(fast, count=90))  # not every choice of these is looked at
+    assert step_s(shape, many, Conditions()) <= alone
+
+
+def test_a_step_of_unknown_length_is_never_the_shortest():
+    shape = read_shape(MODELS / "deepseek-v2-lite")
+    unknown = GpuPool("mine", 4, 192e9, None)
+    plan = fit(shape, (unknown, *TWO_KINDS), Conditions())
+    assert times(shape, (unknown, *TWO_KINDS), plan, Conditions(), [8])[0].total_s is not None
+    assert plan.unused["mine"] == 4
+
+
 def test_without_a_bandwidth_no_time_is_made_up():
     shape = read_shape(MODELS / "deepseek-v2-lite")
     pools = (GpuPool("mine", 3, 80e9, None),)
@@ -147,6 +192,29 @@ def test_recorded_loads_make_the_planner_deal():
     check(shape, pools, plan, SMALL)
     hot = next(group for group in plan.groups if 0 in group.experts[0])
     assert sum(hot.replicas.values()) > 1
+
+
+@settings(deadline=None)
+@given(st.integers(100, 20_000), fleets(most_gpus=2))
+def test_what_is_said_to_fit_with_loads_does(expert_numbers, pools):
+    """The planner needs an expert of every layer on a device, so that there is room that it cannot use."""
+    shape = made_up(dict.fromkeys(range(6), 12), expert_numbers=expert_numbers)
+    loads = {layer: [1.0] * 12 for layer in shape.experts}
+    try:
+        fit(shape, pools, SMALL, loads)
+    except PlacementError as refused:
+        said = str(refused)
+        assert not re.search(r"-\d", said), said
+        for count, name in re.findall(r"(\d+) more (\w+)", said):
+            grown = [replace(pool, count=pool.count + int(count) * (pool.name == name)) for pool in pools]
+            check(shape, grown, fit(shape, grown, SMALL, loads), SMALL)
+
+
+def test_room_for_less_than_an_expert_of_every_layer_does_not_count_with_loads():
+    shape = made_up(dict.fromkeys(range(8), 4), expert_numbers=10_000)  # 40 kB each, 320 kB in all layers
+    with pytest.raises(PlacementError, match="--loads needs GPUs that hold an expert of every layer") as refused:
+        fit(shape, (GpuPool("one", 9, 250_000, 1e9),), SMALL, {layer: [1.0] * 4 for layer in shape.experts})
+    assert not re.search(r"-\d", str(refused.value))
 
 
 def test_loads_of_another_model_are_refused():

@@ -5,12 +5,14 @@ import json
 import pytest
 import torch
 import yaml
+from ray.serve.schema import ServeDeploySchema
 
 from cluster.blueprint import place
 from cluster.config import parse_args
 from cluster.sizing import memory
 from cluster.sizing.__main__ import main
 from deployments.app import check
+from deployments.ingress.exposure import refuse_open
 from deployments.router.runtime import PAGE_TOKENS
 from tests.cluster.sizing.shapes import MODELS, PUBLISHED
 from tests.models import save
@@ -42,6 +44,13 @@ def test_the_report_says_what_is_computed_measured_and_assumed(name, capsys):
     assert max(map(len, out.splitlines())) < 150
 
 
+def test_a_bandwidth_that_nobody_gave_is_asked_for(capsys):
+    _, out, _ = run(capsys, "--model", MODELS / "deepseek-v2-lite", "--gpus", "a100=40GB:2,h100:2")
+    assert "The bandwidth of a100 is unknown" in out
+    assert "give it as in --gpus a100=40GB@600GB." in out
+    assert "bandwidth of h100" not in out
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_json_holds_the_same_plan(name, capsys):
     _, out, _ = size(capsys, name, "--json")
@@ -60,7 +69,9 @@ def test_the_config_is_valid_and_its_placement_holds_every_expert(name, tmp_path
     status, _, err = size(capsys, name, "--config", tmp_path / "big.yaml")
     assert status == 0
     assert "Written to" in err
-    args = parse_args(yaml.safe_load((tmp_path / "big.yaml").read_text())["applications"][0]["args"])
+    document = yaml.safe_load((tmp_path / "big.yaml").read_text())
+    args = parse_args(document["applications"][0]["args"])
+    refuse_open(ServeDeploySchema.model_validate(document).http_options.host, args.security)
     found = json.loads(size(capsys, name, "--json")[1])
     experts = {int(layer): count for layer, count in found["model"]["experts"].items()}
     placement = place(experts, args.experts.groups, args.experts.placement)
