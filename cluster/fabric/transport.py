@@ -27,8 +27,8 @@ from cluster.fabric.words import as_words
 from cluster.membership import Replica
 
 FIRST, RESEND, HEDGE, PROBE = "first", "resend", "hedge", "probe"
-"""Why a batch is sent: for the first time; after a failure or a wait for a replica, if only its connection failed or there
-was none; because another one with these rows is late; to learn."""
+"""Why a batch is sent: for the first time; after a failure or a wait for a replica, if only its connection failed or
+there was none; because another one with these rows is late; to learn."""
 
 
 @dataclass(slots=True)
