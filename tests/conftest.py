@@ -10,6 +10,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+
 ROOT = Path(__file__).resolve().parent.parent
 
 for line in (ROOT / "threads.env").read_text().splitlines():
@@ -21,6 +23,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Test processes must find the packages and the tests' own helpers wherever they are started from.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+# Cases of a property take as long as the machine lets them: the timeout of the whole test is the bound.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
