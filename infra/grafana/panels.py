@@ -127,7 +127,7 @@ EXPERTS = Board(
             (
                 Panel(
                     "Rows a second by layer and expert",
-                    "The busiest experts of each layer, layers downwards; all others of the layer are `other`: at most "
+                    "The busiest experts of each layer, layers downwards; all others of the layer are `other`: about "
                     "600 series whatever the model.",
                     "short",
                     (Query(level(m.EXPERT_ROWS_PER_S, "layer, expert"), ""),),
