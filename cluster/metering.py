@@ -135,7 +135,9 @@ class Publishing:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """In a running event loop."""
+        """In a running event loop; again it changes nothing."""
+        if self._task is not None and not self._task.done():
+            return
         # In a context of its own: Serve cancels what a request has started when its client has gone.
         self._task = asyncio.get_running_loop().create_task(self._run(), context=contextvars.Context())
 

@@ -134,7 +134,7 @@ START_FAILURES = _counter(
 )
 EXPERT_ROWS_PER_S = _gauge(
     "expert_rows_per_second",
-    "Rows a second of the busiest experts of each layer; the rest of the layer is expert `other`. At most 600 series.",
+    "Rows a second of the busiest experts of each layer; the rest of the layer is expert `other`. About 600 series.",
     "layer",
     "expert",
 )

@@ -69,12 +69,15 @@ _LABELS: dict[str, tuple[str, Callable[[Shape], int]]] = {
     ),
     "group": (
         "an expert group, `experts-0` and on; where routers are scaled or counted too, `Router`",
-        lambda s: s.groups,
+        lambda s: s.groups + 1,
     ),
     "pool": ("where replicas run, `default` unless `experts.pools` names others", lambda s: s.pools),
     "transport": ("`stream`, `object_store` or `local`", lambda _: 2),
     "state": (", ".join(f"`{state.value}`" for state in State), lambda _: len(State)),
-    "part": ("an expert group, or `router`", lambda s: s.groups + 1),
+    "part": (
+        "an expert group, or the routers: `router` in start_failures, `Router` in signal_age",
+        lambda s: s.groups + 1,
+    ),
     "layer": ("the model's own number of the layer", lambda s: s.layers),
     "expert": ("the expert's id in its layer, or `other`", lambda s: s.experts + 1),
     "direction": ("`up` or `down`", lambda _: 2),
@@ -164,7 +167,9 @@ not ask for:
 """
 
 _BOUNDS = f"""`ray_expertscale_expert_rows_per_second` alone would have {{everything:,}} there: it names the busiest
-experts of each layer and sums up the rest, {MOST_EXPERT_SERIES} series at most at a time. No label holds words of
+experts of each layer and sums up the rest: {MOST_EXPERT_SERIES} series at most. They are chosen anew every 30 s at
+most; for 20 s after that the endpoint still shows those of the last choice, too, up to twice as many.
+No label holds words of
 clients, keys or request ids, so no client can make series. Every replica that is started has series of its own: its
 counters stay at Ray's agent until that node's Ray stops, its gauges end two report intervals after it.
 """

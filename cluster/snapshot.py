@@ -30,7 +30,7 @@ class ClusterFacts:
 
     digest: the model digest in hex. experts: group -> layer -> expert ids.
     configured: group -> deployment -> replicas asked for. emulated_rows_per_s: pool -> speed, emulated pools only.
-    required: the groups without which no request can be answered. elastic: somebody scales the groups.
+    required: the groups without which no request can be answered. elastic: somebody scales groups or routers.
     """
 
     model: str
@@ -42,7 +42,9 @@ class ClusterFacts:
     elastic: bool = False
 
 
-def cluster_facts(model: str, digest: str, placement: Placement, spec: ExpertsSpec) -> ClusterFacts:
+def cluster_facts(
+    model: str, digest: str, placement: Placement, spec: ExpertsSpec, elastic_routers: bool = False
+) -> ClusterFacts:
     """The facts of one configuration. With the local transport routers hold every expert and no group is deployed."""
     local = spec.transport == "local"
     pools = () if local else (HOME_POOL, *spec.pools)
@@ -57,7 +59,7 @@ def cluster_facts(model: str, digest: str, placement: Placement, spec: ExpertsSp
         },
         emulated_rows_per_s={pool: spec.rows_per_s for pool, spec in emulated.items() if spec is not None},
         required=() if local else spec.group_names,
-        elastic=spec.elastic and not local,
+        elastic=elastic_routers or (spec.elastic and not local),
     )
 
 

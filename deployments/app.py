@@ -93,7 +93,7 @@ def _directory(args: AppConfig, blueprint: Blueprint) -> Any:
         max_surge_percent=SURGE_PERCENT,
         **HEALTH,
         ray_actor_options=ResourceSpec().ray_actor_options(),
-    ).bind(args.model.served_name, blueprint.digest.hex(), blueprint.placement, args.experts)
+    ).bind(args.model.served_name, blueprint.digest.hex(), blueprint.placement, args.experts, args.router.elastic)
 
 
 def _expert_groups(args: AppConfig, blueprint: Blueprint, directory: Any) -> list[DeploymentHandle]:

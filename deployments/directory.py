@@ -43,13 +43,15 @@ EXPIRY_PERIOD_S = 0.5
 class Directory:
     """Membership, long-polled by routers; the source of `/v1/cluster` and `/health`.
 
-    digest: the model digest in hex.
+    digest: the model digest in hex. elastic_routers: a policy decides how many routers there are.
     """
 
-    def __init__(self, model: str, digest: str, placement: Placement, experts: ExpertsSpec) -> None:
+    def __init__(
+        self, model: str, digest: str, placement: Placement, experts: ExpertsSpec, elastic_routers: bool
+    ) -> None:
         # A heartbeat a second from everybody would drown the lines a person looks for.
         log_through_serve(access=False)
-        facts = cluster_facts(model, digest, placement, experts)
+        facts = cluster_facts(model, digest, placement, experts, elastic_routers)
         self._core = DirectoryCore(facts, incarnation=secrets.token_hex(8), clock=time.monotonic)
         self._expiry: asyncio.Task[None] | None = None
         metering = DirectoryMetering(self._core.standing, time.monotonic)

@@ -31,7 +31,11 @@ from cluster.snapshot import ROUTER
 
 MOST_SERIES = 600
 """Of rows by layer and expert, whatever the model: of 61 layers of 256 experts the 8 busiest of each layer and `other`
-make 549. Over time any expert may be among them: what a Prometheus keeps is bounded by all experts of the model."""
+make 549. For 20 s after a new choice Ray also keeps those of the last one: up to twice as many are scraped. Over time
+any expert may be among them: what a Prometheus keeps is bounded by all experts of the model."""
+NAMED_S = 30.0
+"""Which experts have series of their own is chosen no more often: Ray keeps a gauge for 20 s after it was last told, so
+a choice anew each second would make far more series than are told."""
 RATE_WINDOW_S = 15.0
 """As long as the usual time between two scrapes: shorter ones would show only what happened to be looked at."""
 OTHER = "other"
@@ -66,6 +70,8 @@ class DirectoryMetering:
         self._clock = clock
         self._seen: set[tuple[str, str]] = set()
         self._rate = Rate(RATE_WINDOW_S)
+        self._named: dict[int, list[int]] = {}
+        self._named_at = float("-inf")
 
     def tell(self, meter: Meter) -> None:
         """A `Source`, once a second."""
@@ -95,11 +101,15 @@ class DirectoryMetering:
         if per_s is None:
             return
         kept = busiest_kept(len(rows))
+        if not 0 <= self._clock() - self._named_at < NAMED_S:
+            self._named, self._named_at = {}, self._clock()
         for number, (layer, totals) in enumerate(rows.items()):
             of_layer = per_s[number, : len(totals)]
-            top, other = busiest(of_layer, kept)
-            for expert, value in top.items():
-                meter.level(EXPERT_ROWS_PER_S, value, layer=str(layer), expert=str(expert))
+            named = self._named[layer] = filled(self._named.get(layer, []), of_layer, kept)
+            for expert in named:
+                if of_layer[expert] > 0:
+                    meter.level(EXPERT_ROWS_PER_S, float(of_layer[expert]), layer=str(layer), expert=str(expert))
+            other = float(np.delete(of_layer, named).sum())
             meter.level(EXPERT_ROWS_PER_S, other, layer=str(layer), expert=OTHER)
             if of_layer.any():  # a layer without rows is neither balanced nor not
                 meter.level(IMBALANCE, float(of_layer.max() / of_layer.mean()), layer=str(layer))
@@ -110,15 +120,13 @@ def busiest_kept(layers: int) -> int:
     return max(1, MOST_SERIES // max(1, layers) - 1)
 
 
-def busiest(rows_per_s: npt.NDArray[np.float64], kept: int) -> tuple[dict[int, float], float]:
-    """(the busiest experts of a layer with any rows, at most `kept`; what all the others have together).
-
-    rows_per_s: [E]. All values together are the layer's own sum.
-    """
+def filled(named: Sequence[int], rows_per_s: npt.NDArray[np.float64], kept: int) -> list[int]:
+    """`named` and the busiest others of a layer with any rows, `kept` experts at most. rows_per_s: [E]."""
+    free = kept - len(named)
+    if free <= 0:
+        return list(named)
     order = np.argsort(-rows_per_s, kind="stable")[:kept]
-    top = {int(expert): float(rows_per_s[expert]) for expert in order if rows_per_s[expert] > 0}
-    rest = np.delete(rows_per_s, list(top))
-    return top, float(rest.sum())
+    return [*named, *[int(each) for each in order if rows_per_s[each] > 0 and each not in named][:free]]
 
 
 def _count(replicas: Iterable[Replica], group: str, pool: str, state: State) -> int:

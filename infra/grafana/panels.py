@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster import metrics as m
-from infra.grafana.words import OR_ZERO, Board, Panel, Query, Row, level, mean, quantiles, rate, rise
+from infra.grafana.words import Board, Panel, Query, Row, level, mean, quantiles, rate, rise
 
 OF_ONE = 'expert!="other"'
 
@@ -25,7 +25,7 @@ SERVING = Board(
                     "Errors",
                     "Requests that ended with an error, by its code; those of clients (4xx) among them.",
                     "reqps",
-                    (Query(rate(m.REQUEST_ERRORS, "code") + OR_ZERO, "{{code}}"),),
+                    (Query(rate(m.REQUEST_ERRORS, "code"), "{{code}}"),),
                 ),
                 Panel(
                     "Requests in the house",
@@ -127,7 +127,7 @@ EXPERTS = Board(
             (
                 Panel(
                     "Rows a second by layer and expert",
-                    "The busiest experts of each layer, layers downwards; all others of the layer are `other`: at most "
+                    "The busiest experts of each layer, layers downwards; all others of the layer are `other`: about "
                     "600 series whatever the model.",
                     "short",
                     (Query(level(m.EXPERT_ROWS_PER_S, "layer, expert"), ""),),

@@ -9,8 +9,6 @@ from cluster.metrics import Metric
 
 APPLICATION = 'application=~"$application"'
 INTERVAL = "$__rate_interval"
-OR_ZERO = " or vector(0)"
-"""For series that are born with what they count: nothing of it is a 0, not an empty panel."""
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,21 @@ def test_a_source_is_asked_at_once_again_and_a_last_time():
     assert len(asked) == 4
 
 
+def test_publishing_that_is_started_twice_asks_once():
+    asked = []
+
+    async def run() -> None:
+        publishing = Publishing(asked.append, Recorder().meter, period_s=3600)
+        publishing.start()
+        publishing.start()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(asked) == 1
+        publishing.stop()
+
+    asyncio.run(run())
+
+
 def test_a_source_that_fails_is_asked_again_and_logged_once(caplog):
     def source(_: Meter) -> None:
         raise RuntimeError("no numbers")

@@ -62,7 +62,7 @@ def test_series_are_bounded_for_the_largest_models():
     assert every[metrics.EXPERT_ROWS_PER_S] == MOST_EXPERT_SERIES
     assert MOST_EXPERT_SERIES == MOST_SERIES >= large.layers * (busiest_kept(large.layers) + 1)
     assert len(Reason) <= MOST_REASONS
-    assert max(every.values()) == every[metrics.DECISIONS] == large.groups * 2 * MOST_REASONS
+    assert max(every.values()) == every[metrics.DECISIONS] == (large.groups + 1) * 2 * MOST_REASONS
 
 
 def test_every_error_of_the_tree_has_a_code_of_its_own_on_the_page():

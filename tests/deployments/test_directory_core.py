@@ -391,16 +391,17 @@ def test_a_silent_router_is_told_of_for_a_while_unless_it_said_its_last_word_or_
 
 def test_an_autoscaler_that_says_nothing_is_a_reason_only_where_there_should_be_one(clock):
     async def story():
-        fixed, elastic = (
+        fixed, elastic, routers = (
             DirectoryCore(
-                cluster_facts("demo", DIGEST, contiguous({0: 4}, 2), ExpertsSpec(groups=2, replicas=replicas)),
+                cluster_facts("demo", DIGEST, contiguous({0: 4}, 2), ExpertsSpec(groups=2, replicas=replicas), elastic),
                 incarnation="one",
                 clock=lambda: clock[0],
             )
-            for replicas in (1, "elastic")
+            for replicas, elastic in ((1, False), ("elastic", False), (1, True))
         )
         clock[0] = POLICY_SILENCE_S + 1
         assert fixed.degraded() == {}
+        assert list(routers.degraded()) == ["autoscaler"]
         assert list(elastic.degraded()) == ["autoscaler"]
         await elastic.report_policy(PolicyReport("p.yaml", error="budget: wrong."))
         assert list(elastic.degraded()) == ["policy_file"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 
@@ -22,7 +21,16 @@ from cluster.metrics import (
     ROUTERS,
     START_FAILURES,
 )
-from deployments.directory_metering import MOST_SERIES, OTHER, DirectoryMetering, Standing, busiest, busiest_kept
+from deployments.directory_metering import (
+    MOST_SERIES,
+    NAMED_S,
+    OTHER,
+    RATE_WINDOW_S,
+    DirectoryMetering,
+    Standing,
+    busiest_kept,
+    filled,
+)
 from tests.recorder import Recorder
 
 HERE = Address("node", "socket", "127.0.0.1", 7000)
@@ -113,14 +121,27 @@ def test_rows_a_second_are_by_layer_and_expert_with_the_imbalance_of_the_layer(d
     assert (IMBALANCE.name, (("layer", "5"),)) not in told.values, "no rows are neither balanced nor not"
 
 
-def test_experts_that_leave_the_busiest_are_told_no_more(directory: Directory) -> None:
+def test_named_experts_are_chosen_anew_only_now_and_then_and_others_are_summed(directory: Directory) -> None:
     layers, experts = DEEPSEEK
     first, later = [0] * experts, [0] * experts
     first[:8], later[100:108] = [10] * 8, [50] * 8
     directory.second(dict.fromkeys(range(layers), [0] * experts))
     assert set(by_expert(directory.second(dict.fromkeys(range(layers), first)), 0)) == {*map(str, range(8)), OTHER}
-    told = directory.second(dict.fromkeys(range(layers), later))
-    assert set(by_expert(told, 0)) == {*map(str, range(100, 108)), OTHER}
+    told = by_expert(directory.second(dict.fromkeys(range(layers), later)), 0)
+    assert set(told) == {*map(str, range(8)), OTHER}
+    assert sum(told.values()) == pytest.approx((80 + 400) / 2), "all values together are the layer"
+    for _ in range(int(NAMED_S + RATE_WINDOW_S)):
+        told = by_expert(directory.second(dict.fromkeys(range(layers), later)), 0)
+    assert set(told) == {*map(str, range(100, 108)), OTHER}
+
+
+def test_at_an_even_load_series_stay_few_over_the_time_that_ray_keeps_them(directory: Directory) -> None:
+    layers, experts = DEEPSEEK
+    rng, seen = np.random.default_rng(1), set[tuple[int, str]]()
+    for _ in range(20):
+        told = directory.second({layer: rng.integers(1, 1000, experts).tolist() for layer in range(layers)})
+        seen |= {(layer, expert) for layer in range(layers) for expert in by_expert(told, layer)}
+    assert len(seen) <= MOST_SERIES
 
 
 def test_a_large_model_has_a_bounded_number_of_series_and_takes_little_time(directory: Directory) -> None:
@@ -141,11 +162,12 @@ def test_whatever_the_number_of_layers_the_series_are_bounded(layers: int) -> No
     assert layers * (busiest_kept(layers) + 1) <= MOST_SERIES
 
 
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=300), st.integers(1, 300))
-def test_the_busiest_and_the_others_together_are_the_layer(rows: list[float], kept: int) -> None:
-    top, other = busiest(np.array(rows), kept)
-    assert math.isclose(sum(top.values()) + other, sum(rows), rel_tol=1e-9, abs_tol=1e-9)
-    assert len(top) <= kept
-    assert all(value > 0 for value in top.values())
-    left = [value for expert, value in enumerate(rows) if expert not in top]
-    assert not top or min(top.values()) >= max(left, default=0) or not any(left)
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=300), st.integers(1, 300), st.sets(st.integers(0, 9)))
+def test_free_places_go_to_the_busiest_others(rows: list[float], kept: int, held: set[int]) -> None:
+    before = [expert for expert in held if expert < len(rows)][:kept]
+    named = filled(before, np.array(rows), kept)
+    assert named[: len(before)] == before
+    assert len(set(named)) == len(named) <= kept
+    assert all(rows[expert] > 0 for expert in named[len(before) :])
+    if len(named) < kept:
+        assert all(value == 0 for expert, value in enumerate(rows) if expert not in named)

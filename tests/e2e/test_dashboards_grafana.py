@@ -129,8 +129,8 @@ def experts_with_rows(watched: Watched) -> set[tuple[str, str]]:
 
 
 def test_a_policy_that_breaks_is_in_health_in_the_metrics_and_an_alert_until_it_is_mended(watched: Watched) -> None:
-    health: dict[str, Any] = watched.elastic.server.get("/health")
-    assert health == {"status": "ok", "missing": [], "reasons": {}}
+    clean = {"status": "ok", "missing": [], "reasons": {}}
+    wait_for(lambda: watched.elastic.server.get("/health") == clean, SEEN_S, "a cluster without anything wrong")
     watched.elastic.write_policy("version: 1\nbudget: {gpus: many}\n")
     health = wait_for(lambda: degraded(watched), SEEN_S, "the reason in /health")  # and the status stays 200
     assert (health["status"], health["degraded"]) == ("ok", ["policy_file"])
@@ -147,10 +147,12 @@ def test_a_policy_that_breaks_is_in_health_in_the_metrics_and_an_alert_until_it_
 
 
 def test_a_replica_that_hangs_is_in_health_before_it_is_missed(watched: Watched) -> None:
+    wait_for(lambda: not degraded(watched), SEEN_S, "a cluster without anything wrong")
     with stopped(processes(watched).of("experts-0")):
         found = wait_for(lambda: degraded(watched), HEARTBEAT_TIMEOUT_S, "the reason in /health")
-    assert (found["status"], found["degraded"]) == ("ok", ["signals"])
-    assert found["reasons"]["signals"].endswith("of: experts-0")
+    assert found["status"] == "ok"
+    assert "signals" in found["degraded"]
+    assert "experts-0" in found["reasons"]["signals"]
     wait_for(lambda: not degraded(watched), SEEN_S, "the end of the reason")
     oldest = f'max_over_time(ray_{metrics.SIGNAL_AGE_S.name}{{part="experts-0"}}[1m])'
     wait_for(lambda: watched.values(oldest)[0] > 5, SEEN_S, "the metric to rise")
