@@ -2,8 +2,8 @@
 
     chat completions ok: stop, 12 tokens in (8 known), 48 out, first after 0.083 s, all after 0.412 s, chatcmpl-...
 
-The same is in the line's `extra`, which a JSON log shows as keys. The words for an outcome
-and an error are those of the metrics.
+The same is in the line's `extra`, which a JSON log shows as keys. The words for an outcome and
+an error are those of the metrics.
 """
 
 from __future__ import annotations
