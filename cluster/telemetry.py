@@ -11,9 +11,10 @@ header of a frame): the trace's id and the span below which to go on. Only conte
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_RATIO = 0.01
 """Of the requests that come without a decision of their caller's."""
+FLUSH_S = 1.0
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
@@ -47,6 +49,15 @@ def tracer(service: str, attributes: Mapping[str, str], environ: Mapping[str, st
     except Exception:
         logger.exception("traces are off: their settings (OTEL_*) cannot be used")
         return None
+
+
+def flush(tracer: Tracer | None) -> None:
+    """Send what a process that leaves still has, for `FLUSH_S` at most: a collector may hang."""
+    if tracer is not None:
+        # In a thread: the SDK's own timeout does not end an export that hangs.
+        sending = threading.Thread(target=_flush, args=(tracer,), daemon=True)
+        sending.start()
+        sending.join(FLUSH_S)
 
 
 def traceparent(span: Span) -> str:
@@ -105,6 +116,11 @@ def harmless(method: Callable[Arguments, Made]) -> Callable[Arguments, Made | No
             return None
 
     return quiet
+
+
+@harmless
+def _flush(tracer: Any) -> None:
+    tracer.span_processor.force_flush()
 
 
 def _make(service: str, attributes: Mapping[str, str], environ: Mapping[str, str]) -> Tracer:

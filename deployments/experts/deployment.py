@@ -22,7 +22,7 @@ from cluster.metering import Meter, Publishing
 from cluster.ray_metrics import RayInstruments
 from cluster.serve_logging import log_through_serve
 from cluster.stats import ReplicaStats
-from cluster.telemetry import tracer
+from cluster.telemetry import flush, tracer
 from deployments.directory_client import Registration
 from deployments.experts.farewell import until_spared
 from deployments.experts.metering import tell
@@ -62,6 +62,7 @@ class ExpertGroup:
         group, digest = args.experts.group_names[index], blueprint.digest.hex()
         replica_id = f"{context.deployment}#{context.replica_id.unique_id}"
         resource = {"service.instance.id": replica_id, "expertscale.group": group, "expertscale.digest": digest}
+        self._tracer = tracer("expertscale-experts", resource, os.environ)
         async with telling(directory, part=group, deployment=context.deployment, digest=digest):
             self._replica = await asyncio.to_thread(
                 ExpertReplica,
@@ -77,7 +78,7 @@ class ExpertGroup:
                 host=listen_host(args.experts.host),
                 batch_invariant=args.router.batch_invariant,
                 references=StoreCodec(RayReferences()) if args.experts.transport in ("object_store", "auto") else None,
-                tracer=tracer("expertscale-experts", resource, os.environ),
+                tracer=self._tracer,
             )
         self._meter = _Meter()
         self._started_at, self._reports = time.monotonic(), 0
@@ -135,6 +136,7 @@ class ExpertGroup:
         await self._registration.leave()
         self._publishing.stop()
         await asyncio.to_thread(self._replica.close)
+        await asyncio.to_thread(flush, self._tracer)
 
     def _stats(self) -> ReplicaStats:
         stats = self._replica.server.stats()

@@ -32,7 +32,7 @@ from deployments.ingress.experts_used import Unsaid, asking, with_experts
 from deployments.ingress.generate import Generation
 from deployments.ingress.limits import Lease
 from deployments.ingress.live import LONGEST_S, Live
-from deployments.ingress.logged import Label
+from deployments.ingress.logged import Label, LoggedGeneration
 from deployments.ingress.metering import CHAT, COMPLETIONS, Metered
 from deployments.ingress.openapi import document
 from deployments.ingress.parsing import MAX_SESSION_CHARS, SESSION_HEADER, check_headers, parse_body, read_body
@@ -190,6 +190,7 @@ class _Api:
                 answer.by(generation.digest)
                 whole = with_experts(answer.complete(deltas, generation.usage()), deltas)
                 content = whole.model_dump_json(exclude_unset=True)
+                generation.done()
                 return Response(content, media_type="application/json")
             # The status is sent with the first token: what fails before it fails with a status of its own.
             first = await while_connected(request.receive, generation.next())
@@ -199,6 +200,9 @@ class _Api:
             events = _events(generation, first, answer, usage, label.request_id, metered)
             end = partial(_end, generation, lease, metered)
             return EventStream(events, end, {}, deadline.gone_s + LAST_WORDS_S)
+        except Exception as error:
+            generation.failed(error)
+            raise
         finally:
             if not streaming:
                 await _end(generation, lease, metered)
@@ -244,14 +248,14 @@ async def _end(generation: Generation, lease: Lease, metered: Metered) -> None:
 
 
 async def _events(
-    generation: Generation, delta: Delta | None, answer: Answer, usage: bool, request_id: str, metered: Metered
+    generation: LoggedGeneration, delta: Delta | None, answer: Answer, usage: bool, request_id: str, metered: Metered
 ) -> AsyncGenerator[bytes, None]:
     """The body of a streamed answer, beginning with the delta that was waited for."""
-    answer.by(generation.digest)
-    for chunk in answer.opening(len(generation.choices)):
-        yield event(chunk)
     unsaid = Unsaid()
     try:
+        answer.by(generation.digest)
+        for chunk in answer.opening(len(generation.choices)):
+            yield event(chunk)
         while delta is not None:
             for chunk in unsaid.told(delta, answer.chunks(delta)):
                 yield event(chunk)
@@ -262,9 +266,11 @@ async def _events(
         raise  # nobody is there to be told
     except Exception as error:  # the status is long sent: the error becomes the last event
         metered.failed(error)
+        generation.failed(error)
         yield event(error_object(error, request_id))
         return
     metered.done()
+    generation.done()
     yield DONE
 
 

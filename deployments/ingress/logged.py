@@ -2,7 +2,8 @@
 
     chat completions ok: stop, 12 tokens in (8 known), 48 out, first after 0.083 s, all after 0.412 s, chatcmpl-...
 
-The same is in the line's `extra`, which a JSON log shows as keys. The words for an outcome are those of the metrics.
+The same is in the line's `extra`, which a JSON log shows as keys. The words for an outcome and
+an error are those of the metrics.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+
+from cluster.errors import error_code
 from cluster.serve_logging import about
 from deployments.ingress.choices import Delta
 from deployments.ingress.deadlines import Deadline
@@ -42,25 +46,24 @@ class LoggedGeneration(Generation):
         self._first_s: float | None = None
         # Until it has ended in another way: a client that leaves is not always told of.
         self._outcome = CLIENT_GONE
-        self._error = ""
+        self._error: BaseException | None = None
         self._told = False
 
     async def next(self) -> Delta | None:
         """As of `Generation`."""
-        try:
-            delta = await super().next()
-        except ClientGoneError:
-            raise
-        except Exception as error:
-            # The class only: a message may quote what the client sent.
-            self._outcome, self._error = ERROR, type(error).__name__
-            raise
-        if delta is None:
-            self._outcome = OK
-        else:
-            self._outcome, self._error = CLIENT_GONE, ""  # an answer that begins anew has got over its error
+        delta = await super().next()
+        if delta is not None:
             self._first_s = self._first_s or self._since_s()
         return delta
+
+    def done(self) -> None:
+        """All of the answer has been made."""
+        self._outcome = OK
+
+    def failed(self, error: BaseException) -> None:
+        """The client is told of an error, unless it has gone."""
+        if not isinstance(error, ClientGoneError | ClientDisconnect):
+            self._outcome, self._error = ERROR, error
 
     async def aclose(self) -> None:
         """As of `Generation`; the first time it leaves the line."""
@@ -76,8 +79,10 @@ class LoggedGeneration(Generation):
 
     def _tell(self) -> None:
         label, usage, seconds = self._label, self.usage(), self._since_s()
+        # No message of an error: it may quote what the client sent.
+        error = None if self._error is None else error_code(self._error)
         reasons = [choice.finish_reason for choice in self.choices]
-        ended = self._error or ", ".join(sorted({reason or "unfinished" for reason in reasons}))
+        ended = error or ", ".join(sorted({reason or "unfinished" for reason in reasons}))
         first = "none" if self._first_s is None else f"first after {self._first_s:.3f} s"
         logger.info(
             "%s %s: %s, %d tokens in (%d known), %d out, %s, all after %.3f s, %s",
@@ -89,7 +94,7 @@ class LoggedGeneration(Generation):
                 "completion_id": label.id,
                 "stream": label.stream,
                 "outcome": self._outcome,
-                "error": self._error or None,
+                "error": error,
                 "finish_reasons": reasons,
                 "prompt_tokens": usage.prompt_tokens,
                 "cached_tokens": usage.cached_tokens,

@@ -81,6 +81,6 @@ class TracedGeneration(LoggedGeneration):
             self._span.set_attribute("gen_ai.usage.cache_read.input_tokens", usage.cached_tokens)
             reasons = [each.finish_reason for each in self.choices if each.finish_reason is not None]
             self._span.set_attribute("gen_ai.response.finish_reasons", reasons)
-            if self._error:  # as the log's line says: none that was got over, and no client that left
-                fail(self._span, self._error)
+            if self._error is not None:  # as the log's line says: none that was got over, and no client that left
+                fail(self._span, type(self._error).__name__)
             self._span.end()

@@ -23,7 +23,7 @@ from cluster.ray_metrics import RayInstruments
 from cluster.serve_logging import log_through_serve
 from cluster.snapshot import ROUTER
 from cluster.stats import RouterStats
-from cluster.telemetry import tracer
+from cluster.telemetry import flush, tracer
 from deployments.directory_client import RouterLink, call
 from deployments.generation import GenerationRequest, Pulse, TokenChunk
 from deployments.node import device_of, node_id
@@ -72,6 +72,7 @@ class Router:
             stats=self._stats,
             loads=self._loads,
         )
+        self._tracer = tracer("expertscale-router", _resource(self._id, blueprint), os.environ)
         async with telling(directory, part=ROUTER, deployment=context.deployment, digest=self._model["digest"]):
             self._runtime = await asyncio.to_thread(
                 RouterRuntime,
@@ -82,7 +83,7 @@ class Router:
                 node=node_id(),
                 device=device_of(args.router.resources),
                 on_lost=self._link.lost,
-                tracer=tracer("expertscale-router", _resource(self._id, blueprint), os.environ),
+                tracer=self._tracer,
             )
             await wait_for_front(context.app_name)
         if not self._local:
@@ -137,6 +138,7 @@ class Router:
             await asyncio.to_thread(self._runtime.stop)
             await self._link.stop()
             self._publishing.stop()
+            await asyncio.to_thread(flush, self._tracer)
 
     def _on_view(self, view: View) -> None:
         self._view = view

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -236,6 +238,28 @@ def test_an_endpoint_that_is_down_costs_no_request(monkeypatch: pytest.MonkeyPat
 )
 def test_traces_are_off_without_an_endpoint_that_can_be_used(environ: dict[str, str]) -> None:
     assert telemetry.tracer("ingress", {}, environ) is None
+
+
+def test_a_process_that_leaves_sends_what_it_still_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        receiving() as receiver,
+        exporting(
+            receiver.endpoint, monkeypatch, OTEL_BSP_SCHEDULE_DELAY="60000", OTEL_TRACES_SAMPLER="always_on"
+        ) as tracers,
+    ):
+        tracers[0].start_span("last").end()
+        telemetry.flush(tracers[0])
+        assert [span.name for span in receiver.spans] == ["last"]
+
+
+def test_a_collector_that_hangs_holds_nobody_who_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "FLUSH_S", 0.01)
+    answers = threading.Event()
+    processor = SimpleNamespace(force_flush=lambda: answers.wait(30))
+    telemetry.flush(cast("Any", SimpleNamespace(span_processor=processor)))
+    assert not answers.is_set(), "it was not waited for"
+    answers.set()
+    telemetry.flush(None)
 
 
 def test_off_is_the_plain_generation() -> None:

@@ -13,6 +13,7 @@ import pytest
 from cluster.errors import EngineError, ExpertsUnavailableError, RouterStoppingError
 from deployments.generation import GenerationRequest, TokenChunk
 from deployments.ingress.request_ids import HEADER
+from deployments.ingress.responses import TextAnswer
 from deployments.ingress.resume import ResumingRouter
 from tests.deployments.ingress.fakes import TOKENIZER, FakeRouter, Script, http, make_service, says
 
@@ -93,9 +94,23 @@ def test_a_failed_request_says_with_what_and_how_far_it_came(stream: bool, recor
 
     assert post(breaks, stream=stream) == (200 if stream else 503)
     [line] = lines_of(records)
-    assert line.getMessage().startswith("completions error: ExpertsUnavailableError, 5 tokens in (0 known), 1 out")
-    assert (vars(line)["outcome"], vars(line)["error"]) == ("error", "ExpertsUnavailableError")
+    assert line.getMessage().startswith("completions error: experts_unavailable, 5 tokens in (0 known), 1 out")
+    assert (vars(line)["outcome"], vars(line)["error"]) == ("error", "experts_unavailable")
     assert all(vars(each)["request_id"] == ID for each in records)
+
+
+@pytest.mark.parametrize(("stream", "part"), [(False, "complete"), (True, "opening"), (True, "chunks")])
+def test_an_answer_that_could_not_be_made_is_an_error(
+    stream: bool, part: str, records: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(TextAnswer, part, breaks)
+    assert post(says(SAID), stream=stream) == (200 if stream else 500)
+    [line] = lines_of(records)
+    assert line.getMessage().startswith("completions error: unforeseen, 5 tokens in ")
+    assert (vars(line)["outcome"], vars(line)["error"]) == ("error", "unforeseen")
 
 
 @pytest.mark.parametrize("stream", [False, True])
