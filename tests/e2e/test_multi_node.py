@@ -139,8 +139,8 @@ def test_groups_are_on_the_nodes_their_selectors_name(deployed: Day) -> None:
     assert {"Router", "Ingress"} <= on["head"]
     assert {name: {part for part in parts if part.startswith("experts")} for name, parts in on.items()} == {
         "head": set(),
-        "large": {"experts-0", "experts-1"},
-        "small": {"experts-1-small"},
+        "large": {"experts-0-large", "experts-1-large"},
+        "small": {"experts-1"},
     }
 
 
@@ -204,17 +204,17 @@ def test_a_node_is_taken_away_under_load_and_brought_back(
     stall_s = streams.stall_s(since)
     record_property("longest wait when the node went s", round(stall_s, 2))
     assert stall_s <= STALL_S
-    wait_for(lambda: _replicas(deployed) == [("experts-0", "default"), ("experts-1", "default")], 30, "the loss seen")
+    wait_for(lambda: _replicas(deployed) == [("experts-0", "large"), ("experts-1", "large")], 30, "the loss seen")
     back_at = time.monotonic()
     deployed.start("small")
-    wait_for(lambda: ("experts-1", "small") in _replicas(deployed), BACK_S, "the group back")
+    wait_for(lambda: ("experts-1", "default") in _replicas(deployed), BACK_S, "the group back")
     record_property("until the group was back s", round(time.monotonic() - back_at, 1))
-    rows = _rows(deployed, "small")
+    rows = _rows(deployed, "default")
     again = Streams(PORT, list(wanted))
     with again.running():
         pass
     assert not again.differences(wanted)
-    wait_for(lambda: _rows(deployed, "small") > rows, 10, "rows on the node that came back")
+    wait_for(lambda: _rows(deployed, "default") > rows, 10, "rows on the node that came back")
 
 
 def _parts(machine: Machine) -> set[str]:
