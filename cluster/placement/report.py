@@ -43,14 +43,15 @@ def how_to_use(plan: Plan, file: str) -> list[str]:
         lines.append(f"  max_replicas_hard: {most}")
     lines += ["with a pool for each other kind of device, and in the policy file:", "groups:"]
     for group, by_kind in replicas.items():
-        # Every group keeps a replica in its home pool, planned or not; it is counted beside the planned ones.
+        # An elastic group keeps a replica in its home pool, planned or not; it is counted beside the planned ones.
         with_home = {HOME_POOL: 1, **by_kind}
         pools, count = ", ".join(with_home), sum(with_home.values())
         lines.append(f"  - {{match: {group}, pools: [{pools}], min_replicas: {count}, max_replicas: {count}}}")
     if any(HOME_POOL not in by_kind for by_kind in plan.replicas):
         lines.append(
             f"# Groups without a device in pool {HOME_POOL} keep one replica there all the same, which the plan does "
-            "not count: name the kind they are at home in so."
+            "not count: name the kind they are at home in so. To have the plan exactly, set fixed `replicas` by group "
+            "in `experts` (0 for these) and in each pool, as python -m cluster.sizing --config does."
         )
     return lines
 

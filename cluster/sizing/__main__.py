@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +22,13 @@ from cluster.errors import ConfigError
 from cluster.placement import read_load
 from cluster.sizing.config_text import config_text, placement_file
 from cluster.sizing.fit import Conditions, SizingPlan, fit
-from cluster.sizing.gpus import KNOWN, parse_gpus
+from cluster.sizing.gpus import KNOWN, GpuPool, parse_gpus
 from cluster.sizing.memory import RESERVE, Work
 from cluster.sizing.report import as_json, report
 from cluster.sizing.shape import Shape, read_shape
+
+LABEL = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?")
+"""The names of labels that Ray takes, without a prefix."""
 
 EPILOG = f"""
 GPUs are NAME[=MEMORY[@BANDWIDTH]][:COUNT], several separated by commas; the name is that of a pool and of the label.
@@ -47,6 +52,9 @@ def main(arguments: Sequence[str]) -> int:
     """The exit status: 0, or 1 after one sentence on what is wrong."""
     try:
         _size(_parser().parse_args(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader had enough; what is left must not fail again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
@@ -81,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _size(options: argparse.Namespace) -> None:
     conditions = _conditions(options)
+    if not LABEL.fullmatch(options.label):
+        raise ConfigError(
+            f"--label: {options.label!r} is not allowed; allowed: up to 63 letters, digits, '-', '_' and '.', "
+            "the first and the last a letter or digit."
+        )
     pools = parse_gpus(options.gpus)
     loads = None if options.loads is None else read_load(options.loads)
     shape = read_shape(options.model, options.dtype)
@@ -90,7 +103,7 @@ def _size(options: argparse.Namespace) -> None:
     else:
         print("\n".join(report(shape, pools, plan, conditions)))
     if options.config is not None:
-        _write_config(options, shape, plan, conditions)
+        _write_config(options, shape, pools, plan, conditions)
 
 
 def _conditions(options: argparse.Namespace) -> Conditions:
@@ -112,12 +125,15 @@ def _conditions(options: argparse.Namespace) -> Conditions:
     )
 
 
-def _write_config(options: argparse.Namespace, shape: Shape, plan: SizingPlan, conditions: Conditions) -> None:
+def _write_config(
+    options: argparse.Namespace, shape: Shape, pools: Sequence[GpuPool], plan: SizingPlan, conditions: Conditions
+) -> None:
     config = options.config.absolute()
     placement = config.with_name(f"{config.stem}-placement.json")
     folder = (options.model.parent if options.model.is_file() else options.model).absolute()
     about = (
-        f"Sized by python -m cluster.sizing for {options.gpus}; nodes are started with --labels {options.label}=NAME."
+        f"Sized by python -m cluster.sizing for {', '.join(f'{pool.count} {pool.name}' for pool in pools)}; nodes are "
+        f"started with --labels {options.label}=NAME."
     )
     text = config_text(
         plan,

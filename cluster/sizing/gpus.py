@@ -73,6 +73,8 @@ def _pool(part: str) -> GpuPool:
         raise ConfigError(f"--gpus: the count {count!r} of {part!r} is not allowed; allowed: 1 to {MOST_DEVICES}.")
     known_memory, known_bandwidth = KNOWN.get(name, (math.nan, math.nan))
     given = parse_bytes("--gpus", memory) if size else known_memory
+    if given < GB and not memory.endswith("B"):
+        raise ConfigError(f"--gpus: {part!r} has {given:g} bytes; did you mean {name}={memory}GB?")
     if bandwidth or "@" in size:
         speed: float | None = parse_bytes("--gpus", bandwidth)
     else:

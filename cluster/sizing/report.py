@@ -178,6 +178,7 @@ def _steps(shape: Shape, pools: Sequence[GpuPool], plan: SizingPlan, conditions:
         "groups on one machine (infra/bench/README.md)."
     )
     yield "Not in it, because not measured: kernel launches, copies between GPU and host, round trips between nodes."
+    yield "Not in it either: --loads, as all experts count alike, and --routers, as one router has all GPUs to itself."
 
 
 def _counts(conditions: Conditions) -> list[int]:

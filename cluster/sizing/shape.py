@@ -96,6 +96,9 @@ def read_shape(model: Path, dtype: str = "auto") -> Shape:
     embedding, head = whole.get_input_embeddings().weight, whole.get_output_embeddings().weight
     kv, expanded = _kv_numbers(whole, found.config)
     text = found.config.get_text_config()
+    top_k = _top_k(whole, found.experts, text)
+    if top_k > (fewest := min(int(module.num_experts) for module in experts_modules.values())):
+        raise CheckpointError(f"config.json names {top_k} experts a token, but a layer has only {fewest}.")
     return Shape(
         model_type=found.config.model_type,
         dtype=_dtype(dtype, getattr(found.config, "dtype", None)),
@@ -104,7 +107,7 @@ def read_shape(model: Path, dtype: str = "auto") -> Shape:
         layers=len(kv),
         experts={layer: int(module.num_experts) for layer, module in sorted(experts_modules.items())},
         expert_numbers={layer: _expert_numbers(module) for layer, module in sorted(experts_modules.items())},
-        top_k=_top_k(whole, found.experts, text),
+        top_k=top_k,
         router_numbers=sum(rest.values()),
         embedding_numbers=0 if embedding is head else embedding.numel(),
         shared_numbers=_shared_numbers(whole),

@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from cluster.blueprint import Blueprint, make_blueprint
-from cluster.config import AppConfig, parse_args
+from cluster.config import HOME_POOL, AppConfig, parse_args
 from cluster.fabric.server import ServerStats
 from cluster.membership import Epoch, Replica, View
 from cluster.telemetry import tracer
@@ -118,7 +118,8 @@ class SplitModel:
         key = secrets.token_bytes(32)
         experts = self._args.experts
         groups = () if experts.transport == "local" else enumerate(experts.group_names)
-        replicas = [index for index, group in groups for _ in range(experts.replicas_of(group))]
+        pools = (HOME_POOL, *experts.pools)
+        replicas = [index for index, group in groups for pool in pools for _ in range(experts.replicas_of(group, pool))]
         preload = PRELOADED if self._forked else ()
         try:
             for number, index in enumerate(replicas):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shlex
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
@@ -158,6 +159,8 @@ def carried_bytes(switch: Machine, number: int) -> int:
 
 
 def _first_process(undo: ExitStack) -> int:
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        raise NotAllowedError("unshare or ip is not installed")
     process = subprocess.Popen(
         ["unshare", "--net", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child", "bash", "-c", _INSIDE],
         stdout=subprocess.PIPE,

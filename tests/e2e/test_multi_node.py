@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -36,11 +36,12 @@ SMALL = 1
 """The number of its wire: the second behind the head."""
 NODES_S, READY_S, BACK_S = 60.0, 90.0, 60.0
 STALL_S = 5.0
+LEAVING_S = 30.0
 SCRAPED_S = 40.0
 """Prometheus reads the list of nodes every 10 s and scrapes every 15 s."""
 MOST_BESIDE = 1.5
 """Rows, those of the prompts too, and headers over the rows of the tokens generated."""
-TOKENS = 200
+TOKENS = 400
 
 
 def blocks() -> dict[str, str]:
@@ -93,7 +94,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
     with ExitStack() as undo:
         try:
             made = undo.enter_context(machines(list(NODES), kept))
-        except (NotAllowedError, OSError, subprocess.CalledProcessError) as error:
+        except NotAllowedError as error:
             pytest.skip(f"no namespaces to be had: {error}")
         own = {"HEAD": made["head"].address}
         for name, machine in made.items():
@@ -138,8 +139,8 @@ def test_groups_are_on_the_nodes_their_selectors_name(deployed: Day) -> None:
     assert {"Router", "Ingress"} <= on["head"]
     assert {name: {part for part in parts if part.startswith("experts")} for name, parts in on.items()} == {
         "head": set(),
-        "large": {"experts-0", "experts-1"},
-        "small": {"experts-1-small"},
+        "large": {"experts-0-large", "experts-1-large"},
+        "small": {"experts-1"},
     }
 
 
@@ -193,24 +194,27 @@ def test_a_node_is_taken_away_under_load_and_brought_back(
     streams = Streams(PORT, list(wanted))
     with streams.running():
         since = time.monotonic()
-        deployed.run("small", "take away")
-        assert streams.alive, "the streams ended before the node did"
+        leaving = threading.Thread(target=deployed.run, args=("small", "take away"))
+        leaving.start()
+        wait_for(lambda: not _parts(deployed.machines["small"]), LEAVING_S, "nothing left on the node")
+        alive = streams.alive
+        leaving.join(LEAVING_S)
+        assert alive, "the streams ended before the node did"
     assert not streams.differences(wanted)
     stall_s = streams.stall_s(since)
     record_property("longest wait when the node went s", round(stall_s, 2))
     assert stall_s <= STALL_S
-    wait_for(lambda: not _parts(deployed.machines["small"]), 10, "nothing left on the node")
-    wait_for(lambda: _replicas(deployed) == [("experts-0", "default"), ("experts-1", "default")], 30, "the loss seen")
+    wait_for(lambda: _replicas(deployed) == [("experts-0", "large"), ("experts-1", "large")], 30, "the loss seen")
     back_at = time.monotonic()
     deployed.start("small")
-    wait_for(lambda: ("experts-1", "small") in _replicas(deployed), BACK_S, "the group back")
+    wait_for(lambda: ("experts-1", "default") in _replicas(deployed), BACK_S, "the group back")
     record_property("until the group was back s", round(time.monotonic() - back_at, 1))
-    rows = _rows(deployed, "small")
+    rows = _rows(deployed, "default")
     again = Streams(PORT, list(wanted))
     with again.running():
         pass
     assert not again.differences(wanted)
-    wait_for(lambda: _rows(deployed, "small") > rows, 10, "rows on the node that came back")
+    wait_for(lambda: _rows(deployed, "default") > rows, 10, "rows on the node that came back")
 
 
 def _parts(machine: Machine) -> set[str]:

@@ -85,6 +85,11 @@ def test_deepseek_v3_as_published_is_quantised_and_refused(tmp_path):
         read_shape(changed(tmp_path, "deepseek-v3", quantization_config={"quant_method": "fp8", "fmt": "e4m3"}))
 
 
+def test_more_experts_a_token_than_there_are_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json names 9 experts a token, but a layer has only 8"):
+        read_shape(changed(tmp_path, "mixtral-8x7b", num_experts_per_tok=9))
+
+
 def test_the_dtype_may_be_asked_for_and_must_be_known(tmp_path):
     assert read_shape(MODELS / "mixtral-8x7b", "float32").item_bytes == 4
     assert read_shape(MODELS / "mixtral-8x7b").item_bytes == 2

@@ -1,6 +1,9 @@
 """The command reports, writes a config that passes the check, and explains what is wrong in one sentence."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -119,6 +122,8 @@ def test_a_page_of_the_pool_is_that_of_the_router():
         (["--gpus", "h100=80GB@"], "--gpus: '' is not allowed; allowed: bytes above 0"),
         (["--gpus", "h100,h100:2"], "--gpus: 'h100,h100:2' names a kind twice; allowed: each kind once"),
         (["--gpus", "h100:500,l4:13"], "--gpus: 'h100:500,l4:13' are too many; allowed: up to 512"),
+        (["--gpus", "h100=80:4"], "--gpus: 'h100=80:4' has 80 bytes; did you mean h100=80GB?"),
+        (["--gpus", "h100:3", "--label", "g p:u"], "--label: 'g p:u' is not allowed; allowed: up to 63 letters"),
         (["--gpus", "h100:1"], "--gpus: the experts need 90.2 GB, but beside the routers is room for 0.0 GB"),
         (["--gpus", "h100:2", "--kv-tokens", "100"], "--kv-tokens: '100' is not allowed; allowed: a whole number of"),
         (
@@ -145,3 +150,34 @@ def test_a_mistake_is_one_sentence_and_exit_status_1(arguments, message, capsys)
 def test_a_folder_without_a_config_is_named(tmp_path, capsys):
     status, _, err = run(capsys, "--model", tmp_path, "--gpus", "h100:2")
     assert (status, err) == (1, f"the checkpoint {tmp_path} lacks config.json.\n")
+
+
+def test_a_line_break_in_what_was_typed_is_none_in_the_file(tmp_path, capsys):
+    arguments = ("--model", MODELS / "mixtral-8x7b", "--gpus", "h100:2,\n h200:2", "--config", tmp_path / "c.yaml")
+    assert run(capsys, *arguments)[0] == 0
+    assert list(yaml.safe_load((tmp_path / "c.yaml").read_text())) == ["proxy_location", "http_options", "applications"]
+
+
+def test_a_reader_that_had_enough_is_no_error():
+    command = [sys.executable, "-m", "cluster.sizing", "--model", str(MODELS / "mixtral-8x7b"), "--gpus", "h100:3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+README_ROW = re.compile(
+    r"^\| [\w.-]+ \| `(.*?)` \| (.*?) GB \| (.*?) GB \| router (\w+).* \| .* \| (.*) / (.*) ms \|$", re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_table_of_the_readme_is_what_the_command_computes(name, capsys):
+    rows = {row[0]: row[1:] for row in README_ROW.findall((MODELS.parents[1] / "README.md").read_text())}
+    found = json.loads(size(capsys, name, "--json")[1])
+    router, experts, pool, first, last = rows[",".join(f"{each['name']}:{each['count']}" for each in found["pools"])]
+    assert router == f"{found['router']['total_bytes'] / 1e9:,.1f}"
+    assert experts == f"{sum(group['weights_bytes'] for group in found['groups']) / 1e9:,.1f}"
+    assert pool == found["router"]["pool"]
+    for said, step in ((first, found["steps"][0]), (last, found["steps"][-1])):
+        assert float(said) == pytest.approx(1e3 * step["total_s"], abs=0.5 if "." not in said else 0.051)
