@@ -13,7 +13,7 @@ from cluster.telemetry import traceparent
 from deployments.generation import GenerationRequest
 from deployments.router.engine import Engine
 from deployments.router.step import StepInput
-from deployments.router.tracing import BURST, EARNED, StepSpans
+from deployments.router.tracing import BURST, EARNED, EARNED_PER_S, StepSpans
 from tests.cluster.fabric.scripted import BOTH, Behaviour, Router, replica
 from tests.deployments.router.fake_backbone import FakeBackbone, Inbox, make_request
 from tests.spans import KeptSpans, milliseconds, said
@@ -118,6 +118,11 @@ def test_however_many_requests_are_traced_only_some_steps_have_layers() -> None:
     assert steps == len(story.kept.named("prefill")) + len(story.kept.named("decode")) == 400
     allowed = BURST + EARNED * steps
     assert allowed - 2 <= len(story.kept.named("layer")) <= allowed
+    before = len(story.kept.named("layer"))
+    story.router.clock.now += 4.0 / EARNED_PER_S  # a router at rest saves up, too
+    story.submit("later", root, tokens=4)
+    story.run()
+    assert len(story.kept.named("layer")) - before == 4
 
 
 def test_a_step_that_nobody_traces_leaves_nothing_and_its_rows_carry_nothing() -> None:
