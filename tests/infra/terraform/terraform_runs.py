@@ -3,7 +3,8 @@
 Optional programs are looked for here, and a test skips with the reason where one is missing:
 
 - `terraform` on PATH;
-- `EXPERTSCALE_TF_PLUGINS` (default /opt/tf-plugins): a folder with the AWS provider, as `init -plugin-dir` takes;
+- a folder with the AWS provider, as `init -plugin-dir` takes: `EXPERTSCALE_TF_PLUGINS`, else a `tf-plugins` in one of
+  the folders at the root of the file system;
 - `.expertscale/terraform-tools`, made by `make programs`: moto, and what Alibaba Cloud's schema-only provider needs;
 - ../shared/terraform: the schema of that provider.
 """
@@ -23,7 +24,8 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 MODULES = ROOT / "infra" / "terraform"
-PLUGINS = Path(os.environ.get("EXPERTSCALE_TF_PLUGINS", "/opt/tf-plugins"))
+PLUGINS_VARIABLE, PLUGINS_NAME = "EXPERTSCALE_TF_PLUGINS", "tf-plugins"
+PLUGINS = Path(os.environ.get(PLUGINS_VARIABLE) or next(Path("/").glob(f"*/{PLUGINS_NAME}"), PLUGINS_NAME)).absolute()
 TOOLS = ROOT / ".expertscale" / "terraform-tools" / "bin" / "python"
 ALICLOUD_SCHEMA = ROOT.parent / "shared" / "terraform" / "alicloud-1.283.0.schema.json"
 MORE_ALICLOUD_SCHEMA = HERE / "alicloud-more.schema.json"
@@ -96,7 +98,7 @@ def aws_module(folder: Path) -> Module:
     """The AWS module, initialised with the provider of the plugin folder."""
     need_terraform()
     if not any(PLUGINS.glob("*/hashicorp/aws")):
-        pytest.skip(f"EXPERTSCALE_TF_PLUGINS: {PLUGINS} has no hashicorp/aws provider; see infra/terraform/README.md")
+        pytest.skip(f"{PLUGINS_VARIABLE}: {PLUGINS} has no hashicorp/aws provider; see infra/terraform/README.md")
     shutil.copytree(MODULES / "aws", folder)
     module = Module(folder, {"TF_CLI_CONFIG_FILE": os.devnull})
     done = module.run("init", "-input=false", f"-plugin-dir={PLUGINS}")
