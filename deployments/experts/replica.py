@@ -73,10 +73,6 @@ class ExpertReplica:
         )
         self.speed_rows_per_s = emulate_rows_per_s or self._measure_speed()
         # A socket file of its own in a folder only this user can enter; short, because the kernel allows 108 bytes.
-        spans = None
-        if tracer is not None:
-            emulated = emulate_rows_per_s is not None
-            spans = FfnSpans(tracer, group=self.group, replica_id=replica_id, emulated=emulated)
         self._folder = tempfile.TemporaryDirectory(prefix="xs-")
         self.server = ExpertServer(
             self.compute,
@@ -93,15 +89,14 @@ class ExpertReplica:
             host=host,
             emulate_rows_per_s=emulate_rows_per_s,
             references=references,
-            on_done=spans,
+            on_done=_spans(tracer, self.group, replica_id, emulated=emulate_rows_per_s is not None),
         )
         self.server.start()
-        unix_path, tcp_host, port = self.server.address
         self._record = Replica(
             id=replica_id,
             group=self.group,
             pool=pool,
-            address=Address(node=node, unix_path=unix_path or "", host=tcp_host or "", port=port or 0),
+            address=_address(node, self.server),
             digest=blueprint.digest.hex(),
             speed_rows_per_s=self.speed_rows_per_s,
         )
@@ -147,3 +142,12 @@ class ExpertReplica:
             self.compute(layer, counts, rows)
             rows_done += len(rows)
         return rows_done
+
+
+def _spans(tracer: Tracer | None, group: str, replica_id: str, *, emulated: bool) -> FfnSpans | None:
+    return None if tracer is None else FfnSpans(tracer, group=group, replica_id=replica_id, emulated=emulated)
+
+
+def _address(node: str, server: ExpertServer) -> Address:
+    unix_path, host, port = server.address
+    return Address(node=node, unix_path=unix_path or "", host=host or "", port=port or 0)
